@@ -1,0 +1,3 @@
+"""Cria: Llama 2-Chat, built at a size that trains on a laptop."""
+
+__version__ = "0.1.0"

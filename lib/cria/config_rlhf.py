@@ -1,0 +1,199 @@
+"""What there is to turn in RLHF, from preference data to the last evaluation.
+
+The numbers themselves are in `configs/*.yaml`. Lengths are in tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from cria.config_reading import fraction, need, not_negative, positive
+from cria.config_stages import Dtype, OptimConfig, warmup_fits
+
+GRADES = ("significantly", "better", "slightly", "negligibly")  # of a preference
+
+
+@dataclass(frozen=True)
+class PreferencesConfig:
+    """Which of two answers annotators prefer, and by how much (section 3.2.1)."""
+
+    pairs: int  # comparisons, helpfulness and safety together
+    safety_share: float  # of the comparisons
+    open_pairs: int  # right-or-wrong votes that play the open-source sets
+    test_pairs: int  # held out, on prompts of their own
+    batches: int  # weekly batches
+    temperatures: tuple[float, ...]  # of the two sampled answers, drawn at random
+    max_new_tokens: int
+
+    def __post_init__(self) -> None:
+        positive(self, "pairs", "test_pairs", "batches", "max_new_tokens")
+        fraction(self, "safety_share")
+        not_negative(self, "open_pairs")
+        _temperatures(self)
+
+
+@dataclass(frozen=True)
+class RewardConfig:
+    """The two reward models (section 3.2.2, appendix A.3.3)."""
+
+    batch_size: int  # pairs
+    epochs: int
+    optim: OptimConfig
+    margin: Literal["none", "small", "large"]
+    margins: dict[str, tuple[float, float, float, float]]  # by grade, best grade first
+    helpfulness_other_share: float  # of the helpfulness RM's data: safety, open source
+    safety_helpfulness_share: float  # of the safety RM's data: helpfulness pairs
+    safety_aux: float  # weight of the loss that tells safe from unsafe answers
+    own_logprob: bool  # ours: the RM also weighs its own mean log-prob of the answer
+    logprob_weight: float  # ours: where that weight starts
+    head_lr: float  # ours: learning rate of the head and of that weight
+    lm_loss: float  # ours: weight of the next-token loss that is kept beside
+    dtype: Dtype = "auto"
+
+    def __post_init__(self) -> None:
+        positive(self, "batch_size", "epochs", "head_lr")
+        not_negative(self, "safety_aux", "lm_loss")
+        fraction(self, "helpfulness_other_share", "safety_helpfulness_share")
+        need(
+            self.margin in self.margins,
+            "margins",
+            f"{{key}} has no row {self.margin!r}, which margin asks for",
+        )
+
+
+@dataclass(frozen=True)
+class BestOfNConfig:
+    """Reward of the best of N answers, by temperature (section 3.2.3, Figs. 7, 8)."""
+
+    prompts: int
+    samples: tuple[int, ...]  # the Ns on the curve
+    temperatures: tuple[float, ...]
+    top_p: float
+    max_new_tokens: int
+
+    def __post_init__(self) -> None:
+        positive(self, "prompts", "max_new_tokens")
+        _top_p(self)
+        _temperatures(self)
+        need(min(self.samples, default=0) > 0, "samples", "{key} must each be above 0")
+
+
+@dataclass(frozen=True)
+class RejectionConfig:
+    """Rejection-sampling fine-tuning, V1 to V4 (section 3.2.3)."""
+
+    rounds: int
+    prompts: int  # per round
+    samples: int  # K answers a prompt, of which the best is kept
+    temperature: float
+    top_p: float
+    max_new_tokens: int
+    pool: Literal["all", "previous"]  # best answers of all rounds, or of this one
+    replay: float  # SFT demonstrations mixed in, as a share of the data
+    refresh_pairs: int  # fresh comparisons a round, for the reward models
+    batch_size: int  # rows
+    seq_len: int
+    epochs: int
+    optim: OptimConfig
+    dtype: Dtype = "auto"
+
+    def __post_init__(self) -> None:
+        positive(self, "rounds", "prompts", "samples", "temperature", "max_new_tokens")
+        positive(self, "batch_size", "seq_len", "epochs")
+        not_negative(self, "refresh_pairs")
+        fraction(self, "replay")
+        _top_p(self)
+
+
+@dataclass(frozen=True)
+class PPOConfig:
+    """Proximal policy optimisation, V5 (section 3.2.3)."""
+
+    batch_size: int  # prompts an iteration
+    minibatch_size: int  # answers a gradient step; one pass over the batch
+    iterations: int
+    optim: OptimConfig
+    clip: float  # of the probability ratio
+    beta: float  # weight of the KL penalty
+    safety_gate: float  # below this the safety reward decides
+    gamma: float  # discount
+    lam: float  # of generalised advantage estimation
+    value_coef: float  # weight of the critic's loss
+    temperature: float
+    max_new_tokens: int
+    dev_prompts: int  # held-out prompts that early stopping looks at
+    dev_every: int  # iterations
+    patience: int  # looks without a gain before stopping
+    dtype: Dtype = "auto"
+
+    def __post_init__(self) -> None:
+        positive(self, "batch_size", "minibatch_size", "iterations", "clip")
+        positive(self, "temperature", "max_new_tokens", "dev_prompts", "dev_every")
+        positive(self, "patience")
+        not_negative(self, "beta", "value_coef")
+        fraction(self, "safety_gate", "gamma", "lam")
+        need(
+            self.batch_size % self.minibatch_size == 0,
+            "minibatch_size",
+            f"{{key}} {self.minibatch_size} does not divide batch_size "
+            f"{self.batch_size}",
+        )
+
+
+@dataclass(frozen=True)
+class GhostConfig:
+    """Ghost Attention: keep an instruction over many turns (section 3.3)."""
+
+    dialogues: int
+    max_turns: int
+    samples: int  # answers a turn, of which the best is kept
+    single_turns: int  # ours: demonstrations that obey in one turn, learnt before
+    plain_dialogues: int  # ours: dialogues without an instruction, learnt before
+    short_share: float  # instructions in their short form
+    combine_share: float  # dialogues that hold two instructions at once
+    replay: float  # SFT demonstrations mixed in, as a share of the data
+    test_turns: tuple[int, ...]
+    temperature: float
+    batch_size: int  # rows, one dialogue each
+    seq_len: int
+    epochs: int
+    optim: OptimConfig
+    dtype: Dtype = "auto"
+
+    def __post_init__(self) -> None:
+        positive(self, "dialogues", "max_turns", "samples", "temperature")
+        positive(self, "batch_size", "seq_len", "epochs")
+        not_negative(self, "single_turns", "plain_dialogues")
+        fraction(self, "short_share", "combine_share", "replay")
+        steps = self.dialogues * self.epochs / self.batch_size
+        warmup_fits(self, steps, "Ghost Attention")
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """How every model is measured (section 3.4)."""
+
+    prompts: int  # held-out prompts on helpfulness
+    safety_prompts: int  # held-out prompts that ask for harm
+    borderline_prompts: int  # harmless prompts that sound harmful
+    temperature: float
+    top_p: float
+    max_new_tokens: int
+    diversity_samples: int  # answers a prompt for Self-BLEU (Fig. 21)
+    seeds: int  # runs that a recorded result averages
+
+    def __post_init__(self) -> None:
+        positive(self, "prompts", "safety_prompts", "borderline_prompts", "seeds")
+        positive(self, "temperature", "max_new_tokens", "diversity_samples")
+        _top_p(self)
+
+
+def _top_p(section: object) -> None:
+    value = section.top_p
+    need(0 < value <= 1, "top_p", f"{{key}} is {value}; it must be above 0, at most 1")
+
+
+def _temperatures(section: object) -> None:
+    ok = len(section.temperatures) > 0 and min(section.temperatures) > 0
+    need(ok, "temperatures", "{key} must be a list of numbers above 0")

@@ -1,0 +1,237 @@
+"""The ledger: what the paper claims, what this run saw, and a computed verdict.
+
+    findings.record(1, profile=config, seed=seed, fact_accuracy=0.3, …)
+    findings.show([1, 2])
+
+`data/findings.yaml` holds the claims and how each is measured. `record` writes this
+run's values to build/findings.json. `keep` moves them, one row a seed, into
+data/results/, and the recorded seeds decide the verdict wherever there are any.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from cria import claims, fingerprint, names, scoreboard, stage_cache, stages
+from cria import config as configs
+from cria.claims import SMOKE, Claim, Row, Run, Seen
+from cria.intervals import t_interval
+from cria.provenance import machine, now, versions, write_json, write_text
+
+
+def record(
+    id: int, /, *, profile: str | configs.Config, seed: int, **values: float
+) -> None:
+    """Write this run's values of a claim's measures into the ledger.
+
+    profile: the config that was used, or the name of the profile. Measures may come
+    in several calls; those of a run with other settings are dropped. A value that
+    is not finite counts as not measured.
+    Raises ValueError for an unknown claim or measure, naming the nearest.
+    """
+    claim = _claim(id)
+    known = [measure.name for measure in claim.measures]
+    for name in values:
+        if name not in known:
+            raise ValueError(
+                names.unknown(f"measure of finding {id} named", name, known)
+            )
+    config = configs.load(profile) if isinstance(profile, str) else profile
+    settings = configs.to_dict(config)
+    digest = fingerprint.of_value(settings)[:16]
+    path = ledger_path()
+    with stage_cache.lock(path, say=lambda line: None):
+        ledger = _read_ledger(path)
+        runs = ledger["runs"].setdefault(f"{config.profile}/{seed}", {})
+        old = runs.get(str(id), {})
+        merged = old.get("values", {}) if old.get("config") == digest else {}
+        finite = {name: _number(value) for name, value in values.items()}
+        runs[str(id)] = {
+            "values": {**merged, **finite},
+            "config": digest,
+            "changed": _changed(config, settings),
+            "date": now(),
+        }
+        ledger["configs"][digest] = settings
+        write_json(path, ledger)
+
+
+def keep(ids: Iterable[int] | None, profile: str, seed: int) -> list[int]:
+    """Move a run's values into data/results/ as one recorded seed; the ids kept.
+
+    A seed that is already there is replaced. Seeds of different settings are never
+    averaged: ValueError then says which file to delete to begin anew.
+    """
+    if profile == SMOKE:
+        raise ValueError(
+            "the smoke profile's numbers mean nothing: record another one."
+        )
+    ledger = _read_ledger(ledger_path())
+    run = ledger["runs"].get(f"{profile}/{seed}", {})
+    wanted = [int(key) for key in run] if ids is None else list(ids)
+    for id in wanted:
+        claim, entry = _claim(id), run.get(str(id))
+        missing = [m.name for m in claim.measures if _value(entry, m.name) is None]
+        if missing:
+            raise ValueError(
+                f"finding {id} has no {missing[0]} in {profile}/{seed}: run the "
+                f"notebook {claim.notebook} with that profile and seed first."
+            )
+    for id in wanted:
+        entry, path = run[str(id)], results_path(id)
+        settings = ledger["configs"][entry["config"]]
+        kept = _read_results(id)
+        if kept and fingerprint.of_value(kept["config"])[:16] != entry["config"]:
+            raise ValueError(
+                f"{path.name} holds seeds with other settings: delete it to begin anew."
+            )
+        row = {
+            "seed": seed,
+            "values": entry["values"],
+            "date": entry["date"],
+            "versions": versions(),
+            "machine": machine(),
+        }
+        others = [r for r in kept["rows"] if r["seed"] != seed] if kept else []
+        rows = sorted([*others, row], key=lambda r: r["seed"])
+        head = {"finding": id, "profile": profile, "config": settings}
+        write_json(path, {**head, "rows": rows})
+    return sorted(wanted)
+
+
+def table(
+    ids: Iterable[int] | None = None,
+    profile: str | None = None,
+    seed: int | None = None,
+) -> list[Row]:
+    """The scoreboard's rows. "This run" is the latest one of `profile` and `seed`.
+
+    Without a profile, a smoke run is taken only where there is no other.
+    """
+    runs = _read_ledger(ledger_path())["runs"]
+    rows = []
+    for id in claims.read() if ids is None else ids:
+        claim, kept = _claim(id), _read_results(id)
+        run, entry = _latest(runs, id, profile, seed)
+        seen = []
+        for measure in claim.measures:
+            values = [_value(row, measure.name) for row in kept["rows"]] if kept else []
+            values = [value for value in values if value is not None]
+            interval = t_interval(values) if values else None
+            seen.append(Seen(measure, _value(entry, measure.name), interval))
+        rows.append(Row(claim, tuple(seen), run, kept["profile"] if kept else None))
+    return rows
+
+
+def show(
+    ids: Iterable[int] | None = None,
+    profile: str | configs.Config | None = None,
+    seed: int | None = None,
+) -> scoreboard.Scoreboard:
+    """The scoreboard for a notebook: its repr is text, its HTML a table."""
+    name = profile.profile if isinstance(profile, configs.Config) else profile
+    return scoreboard.Scoreboard(tuple(table(ids, name, seed)))
+
+
+def readme_table() -> str:
+    """The README's table, in Markdown, from the recorded seeds only."""
+    return scoreboard.markdown(
+        table(profile="", seed=None)
+    )  # no run has an empty profile
+
+
+def write_readme() -> bool:
+    """Renew the findings in the README; False if they were up to date."""
+    path = stages.ROOT / "README.md"
+    old = path.read_text("utf-8")
+    before, begin, rest = old.partition(scoreboard.BEGIN)
+    _, end, after = rest.partition(scoreboard.END)
+    if not (begin and end):
+        raise ValueError(
+            "the README has no place for the findings: put the two lines "
+            f"{scoreboard.BEGIN} and {scoreboard.END} where they belong."
+        )
+    new = before + readme_table() + after
+    write_text(path, new)
+    return new != old
+
+
+def ledger_path() -> Path:
+    """Where this run's values are: beside the cache of the stages."""
+    cache = os.environ.get("CRIA_CACHE")
+    folder = Path(cache).expanduser() if cache else stages.ROOT / "build"
+    return folder / "findings.json"
+
+
+def results_path(id: int) -> Path:
+    """Where a claim's recorded seeds are."""
+    return stages.ROOT / "data" / "results" / f"finding_{id:02d}.json"
+
+
+def _claim(id: int) -> Claim:
+    known = claims.read()
+    if id not in known:
+        raise ValueError(f"there is no finding {id}: they go from 1 to {max(known)}.")
+    return known[id]
+
+
+def _read_ledger(path: Path) -> dict:
+    if not path.exists():
+        return {"configs": {}, "runs": {}}
+    try:
+        ledger = json.loads(path.read_text("utf-8"))
+        return {"configs": ledger["configs"], "runs": ledger["runs"]}
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(
+            f"{path.name} is damaged: delete it and run the notebooks again."
+        ) from None
+
+
+def _read_results(id: int) -> dict | None:
+    path = results_path(id)
+    if not path.exists():
+        return None
+    try:
+        kept = json.loads(path.read_text("utf-8"))
+        return {key: kept[key] for key in ("profile", "config", "rows")}
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(
+            f"data/results/{path.name} is damaged: bring it back from git."
+        ) from None
+
+
+def _latest(
+    runs: dict, id: int, profile: str | None, seed: int | None
+) -> tuple[Run | None, dict | None]:
+    """The newest entry for a claim; one that is not smoke goes before."""
+    found = []
+    for name, entries in runs.items():
+        run_profile, _, run_seed = name.rpartition("/")
+        fits = profile in (None, run_profile) and seed in (None, int(run_seed))
+        if fits and (entry := entries.get(str(id))):
+            run = Run(run_profile, int(run_seed), entry["date"], entry["changed"])
+            found.append((run_profile != SMOKE, entry["date"], run, entry))
+    if not found:
+        return None, None
+    return max(found, key=lambda item: item[:2])[2:]
+
+
+def _value(entry: dict | None, name: str) -> float | None:
+    return entry["values"].get(name) if entry else None
+
+
+def _number(value: float) -> float | None:
+    number = float(value)
+    return number if math.isfinite(number) else None
+
+
+def _changed(config: configs.Config, settings: dict) -> bool:
+    """Has the learner turned a knob, so that this is not the profile any more?"""
+    try:
+        return settings != configs.to_dict(configs.load(config.profile))
+    except (ValueError, FileNotFoundError):  # a file of their own: it is what it is
+        return False

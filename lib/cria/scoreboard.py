@@ -1,0 +1,175 @@
+"""The paper says, we saw: the findings as text, as HTML and as Markdown."""
+
+from __future__ import annotations
+
+import html
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from cria.intervals import Interval
+
+if TYPE_CHECKING:
+    import pandas
+
+    from cria.claims import Row, Seen
+
+BEGIN = "<!-- findings: written by `cria findings --readme`, do not edit -->"
+END = "<!-- findings: end -->"
+
+
+@dataclass(frozen=True)
+class Scoreboard:
+    """Rows of the ledger that show themselves in a terminal and in a notebook."""
+
+    rows: tuple[Row, ...]
+
+    def __repr__(self) -> str:
+        return text(self.rows)
+
+    def _repr_html_(self) -> str:
+        return table_html(self.rows)
+
+    def frame(self) -> pandas.DataFrame:
+        """One line a measure, as a data frame."""
+        import pandas
+
+        return pandas.DataFrame([line for row in self.rows for line in plain(row)])
+
+
+def plain(row: Row) -> list[dict]:
+    """One dict a measure, as JSON can hold it."""
+    return [
+        {
+            "finding": row.claim.id,
+            "says": row.claim.says,
+            "paper": row.claim.paper,
+            "measure": s.measure.name,
+            "what": s.measure.what,
+            "unit": s.measure.unit,
+            "expect": s.measure.expect,
+            "this_run": s.value,
+            "profile": row.run.profile if row.run else None,
+            "seed": row.run.seed if row.run else None,
+            "changed_settings": row.run.changed if row.run else None,
+            "recorded_mean": s.recorded.mean if s.recorded else None,
+            "recorded_half_95": s.recorded.half if s.recorded else None,
+            "recorded_seeds": s.recorded.n if s.recorded else 0,
+            "recorded_profile": row.recorded_profile,
+            "verdict": row.verdict,
+        }
+        for s in row.seen
+    ]
+
+
+def text(rows: Sequence[Row], width: int = 88, measured_only: bool = False) -> str:
+    """The scoreboard for a terminal, and a last line that counts the verdicts.
+
+    measured_only: leave out the claims of which nothing at all was seen.
+    """
+    lines = []
+    for row in rows:
+        if measured_only and not any(
+            s.recorded or s.value is not None for s in row.seen
+        ):
+            continue
+        lines += _wrap(f"{row.claim.id:>2}  ", f"{row.claim.says}", width)
+        lines += _wrap("    paper: ", row.claim.paper, width)
+        for s in row.seen:
+            what = f"{s.measure.what} [{s.measure.unit}, expected {s.measure.expect}]"
+            lines += _wrap("    ours:  ", what, width)
+            lines += _wrap("           ", _saw(row, s), width)
+        lines += [f"    {symbol(row.verdict)} {row.verdict}", ""]
+    return "\n".join([*lines, summary(rows)])
+
+
+def summary(rows: Sequence[Row]) -> str:
+    """How many claims are shown, not shown and not measured."""
+    verdicts = [row.verdict for row in rows]
+    counts = {
+        kind: sum(verdict.split(" (")[0] == kind for verdict in verdicts)
+        for kind in ("shown", "not shown", "not measured")
+    }
+    return ", ".join(f"{count} {kind}" for kind, count in counts.items()) + "."
+
+
+def table_html(rows: Sequence[Row]) -> str:
+    """The scoreboard as a plain HTML table: one line a measure."""
+    heads = ("", "the paper says", "we measure", "this run", "recorded", "verdict")
+    out = ["<table>", "<tr>" + "".join(f"<th>{h}</th>" for h in heads) + "</tr>"]
+    left = "style='text-align: left'"
+    for row in rows:
+        span = f"rowspan='{len(row.seen)}'"
+        said = f"{html.escape(row.claim.says)}<br><i>{html.escape(row.claim.paper)}</i>"
+        verdict = html.escape(f"{symbol(row.verdict)} {row.verdict}")
+        for i, s in enumerate(row.seen):
+            what = f"{s.measure.what} [{s.measure.unit}], expected {s.measure.expect}"
+            cells = [f"<td {left}>{html.escape(what)}</td>"]
+            cells += [f"<td>{html.escape(_run(row, s))}</td>"]
+            cells += [f"<td>{html.escape(_recorded(row, s))}</td>"]
+            if i == 0:
+                first = f"<td {span}>{row.claim.id}</td><td {span} {left}>{said}</td>"
+                cells = [first, *cells, f"<td {span}>{verdict}</td>"]
+            out.append("<tr>" + "".join(cells) + "</tr>")
+    return "\n".join([*out, "</table>"])
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """The README's block, markers included: recorded seeds only."""
+    lines = [BEGIN, "| | the paper says | we measured | verdict |", "|--:|---|---|---|"]
+    for row in rows:
+        saw = "<br>".join(
+            f"{s.measure.what}: {interval(s.recorded)} {s.measure.unit}"
+            for s in row.seen
+            if s.recorded
+        )
+        cells = [f"{row.claim.id}", row.claim.says, saw or "–"]
+        cells += [f"{symbol(row.verdict)} {row.verdict}"]
+        lines.append("| " + " | ".join(c.replace("|", "\\|") for c in cells) + " |")
+    return "\n".join([*lines, END])
+
+
+def interval(recorded: Interval) -> str:
+    """+0.31 ± 0.04, or +0.31 alone for one seed."""
+    if recorded.n == 1:
+        return number(recorded.mean)
+    return f"{number(recorded.mean)} ± {number(recorded.half).lstrip('+')}"
+
+
+def number(value: float) -> str:
+    """With a sign, and two decimals or three digits."""
+    text = f"{value:+.2f}" if 0.1 <= abs(value) < 100 else f"{value:+.2g}"
+    return "0" if value == 0 else text.replace("-", "−")
+
+
+def symbol(verdict: str) -> str:
+    """A mark that needs no colour."""
+    return {"s": "✓", "n": "✗"}[verdict[0]] if "measured" not in verdict else "·"
+
+
+def _saw(row: Row, s: Seen) -> str:
+    return f"this run {_run(row, s)}; recorded {_recorded(row, s)}"
+
+
+def _run(row: Row, s: Seen) -> str:
+    if s.value is None or row.run is None:
+        return "–"
+    changed = ", settings changed" if row.run.changed else ""
+    where = f"({row.run.profile}, seed {row.run.seed}{changed})"
+    if row.run.profile == "smoke":
+        return f"{number(s.value)} {where}"
+    return f"{number(s.value)} {'✓' if s.holds else '✗'} {where}"
+
+
+def _recorded(row: Row, s: Seen) -> str:
+    if s.recorded is None:
+        return "–"
+    n = "1 seed" if s.recorded.n == 1 else f"{s.recorded.n} seeds"
+    return f"{interval(s.recorded)} ({row.recorded_profile}, {n})"
+
+
+def _wrap(first: str, rest: str, width: int) -> list[str]:
+    return textwrap.wrap(
+        rest, width, initial_indent=first, subsequent_indent=" " * len(first)
+    )

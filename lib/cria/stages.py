@@ -1,0 +1,213 @@
+"""The stages of the recipe: each is built once, kept on disk, and found again.
+
+    base = stages.get("base")          # loads it, or builds it and what it needs
+    model, tokenizer = base.model(), base.tokenizer()
+
+A stage is a plain function `(config, seed, upstream, out, **options) -> metrics`
+that fills the folder `out`. Its key is a hash of all that could change the result:
+the parts of the config it reads, the seed, the stages it starts from, its code and
+its data files. The result lives in `<cache>/<name>-<key>/`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cria import config as configs
+from cria import fingerprint, names, stage_build, stage_cache
+
+if TYPE_CHECKING:  # torch takes seconds to import: only those who need it wait
+    from cria.model import Llama
+    from cria.tokenizer import Tokenizer
+
+ROOT = Path(__file__).resolve().parents[2]
+"""The folder that holds data/, notebooks/ and lib/."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """How one stage is made.
+
+    build: the function, as "module:function" (imported only when it is run).
+    needs: the stages it starts from.  sections: the parts of the config it reads.
+    data: the files of data/ it reads, as patterns.  options: further arguments.
+    """
+
+    build: str | Callable[..., dict]
+    needs: tuple[str, ...] = ()
+    sections: tuple[str, ...] = ()
+    data: tuple[str, ...] = ()
+    options: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def function(self) -> str:
+        """The function as "module:function"."""
+        if isinstance(self.build, str):
+            return self.build
+        return f"{self.build.__module__}:{self.build.__qualname__}"
+
+
+WORLD = ("*.csv", "*.yaml")
+NOT_WORLD = ("findings.yaml",)  # the ledger's claims: no stage reads them
+
+STAGES: dict[str, Stage] = {
+    "tokenizer": Stage(
+        "cria.pretrain:build_tokenizer",
+        sections=("tokenizer",),
+        data=WORLD,
+    ),
+    "base": Stage(
+        "cria.pretrain:build",
+        needs=("tokenizer",),
+        sections=("tokenizer", "model", "pretrain"),
+        data=WORLD,
+    ),
+    "sft_a": Stage(
+        "cria.sft:build",
+        needs=("tokenizer", "base"),
+        sections=("model", "sft"),
+        data=WORLD,
+        options={"variant": "a"},
+    ),
+    "sft_b": Stage(
+        "cria.sft:build",
+        needs=("tokenizer", "base"),
+        sections=("model", "sft"),
+        data=WORLD,
+        options={"variant": "b"},
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A finished stage: its folder, its numbers, and how it came about."""
+
+    name: str
+    path: Path
+    metrics: dict
+    provenance: dict
+
+    def model(self) -> Llama:
+        """The stage's network."""
+        from cria import checkpoints
+
+        return checkpoints.load(self.file("model.safetensors").parent)
+
+    def tokenizer(self) -> Tokenizer:
+        """The stage's tokenizer, or that of a stage it started from."""
+        from cria.tokenizer import Tokenizer
+
+        folders = [self.path.parent / f for f in self.provenance["upstream"].values()]
+        return Tokenizer(self.file("tokenizer.model", *folders))
+
+    def file(self, name: str, *elsewhere: Path) -> Path:
+        """A file of the stage, or of its folder model/. FileNotFoundError if absent."""
+        for folder in (self.path, *elsewhere):
+            for path in (folder / name, folder / "model" / name):
+                if path.is_file():
+                    return path
+        raise FileNotFoundError(f"the stage {self.name} holds no {name}.")
+
+
+def get(
+    name: str,
+    config: object = None,
+    seed: int = 0,
+    cache: str | Path | None = None,
+    *,
+    table: Mapping[str, Stage] = STAGES,
+    say: Callable[[str], None] = print,
+) -> Artifact:
+    """Load a stage, or build it and what it needs. One line a stage tells which.
+
+    config: a `Config`, a profile's name or a YAML file; default course.
+    cache: where stages live; default $CRIA_CACHE, else build/cache.
+    Raises ValueError for an unknown stage, naming the nearest one.
+    """
+    config, root = _config(config), cache_root(cache)
+    folder = root / f"{name}-{key(name, config, seed, table=table)}"
+    if made := _load(name, folder):
+        say(f"{name}: from cache")
+        return made
+    upstream = {
+        need: get(need, config, seed, root, table=table, say=say)
+        for need in table[name].needs
+    }
+    with stage_cache.lock(folder, lambda line: say(f"{name}: {line}")):
+        if made := _load(name, folder):  # the process we waited for has built it
+            say(f"{name}: from cache")
+            return made
+        if folder.exists():
+            say(f"{name}: damaged ({stage_cache.fault(folder)}), so it is built again")
+            shutil.rmtree(folder)
+        stage_build.build(name, table[name], config, seed, upstream, folder, say)
+    return _load(name, folder)
+
+
+def find(
+    name: str,
+    config: object = None,
+    seed: int = 0,
+    cache: str | Path | None = None,
+    *,
+    table: Mapping[str, Stage] = STAGES,
+) -> Artifact | None:
+    """The stage if it lies whole in the cache, else None. Builds nothing."""
+    digits = key(name, _config(config), seed, table=table)
+    return _load(name, cache_root(cache) / f"{name}-{digits}")
+
+
+def key(
+    name: str,
+    config: object,
+    seed: int,
+    *,
+    table: Mapping[str, Stage] = STAGES,
+) -> str:
+    """16 hex digits that change whenever the stage's result could."""
+    if name not in table:
+        raise ValueError(names.unknown("stage", name, table))
+    stage = table[name]
+    parts = {
+        "config": {section: getattr(config, section) for section in stage.sections},
+        "seed": seed,
+        "upstream": [key(n, config, seed, table=table) for n in stage.needs],
+        "function": stage.function,
+        "code": fingerprint.of_code(stage.function.partition(":")[0]),
+        "options": dict(stage.options),
+        "data": fingerprint.of_files(ROOT / "data", stage.data, NOT_WORLD),
+    }
+    return fingerprint.of_value(parts)[:16]
+
+
+def cache_root(cache: str | Path | None = None) -> Path:
+    """Where stages live: `cache`, else $CRIA_CACHE, else build/cache."""
+    chosen = cache or os.environ.get("CRIA_CACHE") or ROOT / "build" / "cache"
+    return Path(chosen).expanduser().resolve()
+
+
+def clean(cache: str | Path | None = None) -> tuple[int, list[str]]:
+    """Delete the cached stages: (bytes freed, names of stages still being built)."""
+    return stage_cache.clean(cache_root(cache))
+
+
+def _config(config: object) -> configs.Config:
+    if config is None or isinstance(config, str | Path):
+        return configs.load(config or "course")
+    return config
+
+
+def _load(name: str, folder: Path) -> Artifact | None:
+    """The finished stage in `folder`; None if it is absent or damaged."""
+    if stage_cache.fault(folder):
+        return None
+    provenance = json.loads((folder / stage_cache.SEAL).read_text("utf-8"))
+    metrics = json.loads((folder / "metrics.json").read_text("utf-8"))
+    return Artifact(name, folder, metrics, provenance)

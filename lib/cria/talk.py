@@ -1,0 +1,140 @@
+"""Talk to a stage of the model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cria import stages
+
+if TYPE_CHECKING:
+    from cria.config import Config
+    from cria.model import Llama
+    from cria.tokenizer import Tokenizer
+
+FIRST_CHAT = "sft_a"  # built when nobody has built a chat model yet
+
+
+@dataclass(frozen=True)
+class Speaker:
+    """A model with all it takes to answer. `plain`: it continues text, no dialogue."""
+
+    name: str
+    model: Llama
+    tokenizer: Tokenizer
+    plain: bool = False
+    separator: bool = False
+
+    def answer(
+        self,
+        messages: list[dict],
+        *,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        max_new_tokens: int = 64,
+        seed: int = 0,
+    ) -> str:
+        """The model's next turn. temperature 0 takes the likeliest token each time.
+
+        messages: `{"role", "content"}` ending with the user's; the oldest turns are
+        dropped when they no longer fit in the model's context.
+        """
+        from cria import sampling
+
+        samples = sampling.generate(
+            self.model,
+            [self._prompt(list(messages), max_new_tokens)],
+            max_new_tokens=max_new_tokens,
+            eos_id=self.tokenizer.eos_id,
+            temperature=temperature,
+            top_p=top_p,
+            seeds=[seed],
+        )
+        ids = samples.ids[0][samples.mask[0]].tolist()
+        if ids and ids[-1] == self.tokenizer.eos_id:
+            ids.pop()
+        return self.tokenizer.decode(ids).strip()
+
+    def _prompt(self, messages: list[dict], max_new_tokens: int) -> list[int]:
+        from cria import chat
+
+        room = self.model.config.max_seq_len - max_new_tokens
+        while True:
+            if self.plain:
+                text = messages[-1]["content"]
+                ids = self.tokenizer.encode(text, bos=True)
+            else:
+                ids = chat.prompt_ids(self.tokenizer, messages, self.separator)
+            if len(ids) <= room:
+                return ids
+            first = messages[0]["role"] == "system"  # a system message stays
+            if self.plain or len(messages) <= 2 + first:
+                raise ValueError(
+                    f"the text takes {len(ids)} tokens, but there is room for {room}: "
+                    "make it shorter, or ask for fewer new tokens."
+                )
+            del messages[first : first + 2]
+
+
+def speaker(
+    stage_or_path: str | None, config: Config, seed: int = 0, say=print
+) -> Speaker:
+    """A stage by name, a checkpoint by path, or (None) the newest chat model there is.
+
+    A stage that is missing is built first. Raises ValueError for an unknown one.
+    """
+    from cria import checkpoints
+    from cria.tokenizer import Tokenizer
+
+    if stage_or_path and stage_or_path not in stages.STAGES:
+        path = Path(stage_or_path).expanduser()
+        if path.exists():
+            inside = path if path.is_dir() else path.parent
+            tokenizer = Tokenizer(inside / "tokenizer.model")
+            return Speaker(path.name, checkpoints.load(path), tokenizer)
+    name = stage_or_path or newest(config, seed)
+    made = stages.get(name, config, seed, say=say)
+    return Speaker(
+        name,
+        made.model(),
+        made.tokenizer(),
+        plain=name == "base",
+        separator=name != "base" and config.sft.separator,
+    )
+
+
+def converse(speaker: Speaker, seed: int = 0, **options) -> None:
+    """A conversation at the keyboard, until /quit or the end of the input."""
+    messages: list[dict] = []
+    while True:
+        try:
+            said = input("you: ").strip()
+        except EOFError:
+            print()
+            return
+        if said == "/quit":
+            return
+        if said == "/new":
+            messages = []
+        elif said:
+            turn = [*messages, {"role": "user", "content": said}]
+            try:
+                answer = speaker.answer(turn, seed=seed + len(turn), **options)
+            except ValueError as error:  # a tag in the text, or too long a text
+                print(error)
+                continue
+            print(f"{speaker.name}: {answer}")
+            messages = [*turn, {"role": "assistant", "content": answer}]
+
+
+def newest(config: Config, seed: int = 0) -> str:
+    """The last chat stage of the recipe that lies in the cache, else the first."""
+    order = list(stages.STAGES)
+    built = [
+        name
+        for name in order[order.index(FIRST_CHAT) :]
+        if name.startswith(("sft_a", "rlhf", "ppo", "ghost"))
+        and stages.find(name, config, seed)
+    ]
+    return built[-1] if built else FIRST_CHAT
