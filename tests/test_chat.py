@@ -2,6 +2,7 @@
 
 import pytest
 import sentencepiece
+
 from cria import tokenizer
 from cria.chat import encode_dialog, prompt_ids
 

@@ -207,9 +207,15 @@ def test_execute_wants_the_course_profile(house, capsys):
     assert code == 1 and "must say profile = 'course'" in err
 
 
-def test_ctrl_c_ends_the_kernel_too_and_says_how_to_go_on(house):
+def test_ctrl_c_lets_the_cell_save_then_ends_the_kernel(house):
     slow = (
-        "import os, time\nopen('started', 'w').write(str(os.getpid()))\ntime.sleep(60)"
+        "import os, time\n"
+        "open('started', 'w').write(str(os.getpid()))\n"
+        "try: time.sleep(60)\n"
+        "except KeyboardInterrupt:\n"
+        "    time.sleep(0.5)\n"  # a checkpoint takes a moment
+        "    open('saved', 'w').write('yes')\n"
+        "    raise"
     )
     write(house, "01_toy", slow)
     code = (
@@ -232,6 +238,7 @@ def test_ctrl_c_ends_the_kernel_too_and_says_how_to_go_on(house):
     while _alive(kernel):
         assert time.monotonic() < end, "the kernel outlived the command"
         time.sleep(0.05)
+    assert (house / "notebooks/saved").exists()
 
 
 def _alive(pid):

@@ -75,6 +75,16 @@ def test_builds_what_it_needs_once_then_loads(tmp_path, capsys):
     assert capsys.readouterr().out == "bread: from cache\n"
 
 
+def test_a_stage_needed_twice_is_looked_at_once(tmp_path, capsys, monkeypatch):
+    """A long chain costs as many looks as it has stages, not as it has paths."""
+    table = {"s0": Stage(lambda *a: {}), "s1": Stage(lambda *a: {}, needs=("s0",))}
+    for i in range(2, 40):
+        table[f"s{i}"] = Stage(lambda *a: {}, needs=(f"s{i - 2}", f"s{i - 1}"))
+    get("s39", tmp_path, table=table)
+    said = capsys.readouterr().out
+    assert said.count("building") == 40 and "from cache" not in said
+
+
 def test_a_finished_stage_does_not_need_its_upstream_any_more(tmp_path):
     dough_folder = get("dough", tmp_path).path
     get("bread", tmp_path)

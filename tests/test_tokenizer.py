@@ -3,6 +3,7 @@
 import random
 
 import pytest
+
 from cria import tokenizer
 from cria.tokenizer import TAG_PIECES, Tokenizer
 

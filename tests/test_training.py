@@ -174,15 +174,16 @@ t.run.__globals__["loss_fn"] = deadly
 
 WHILE_WRITING = """
 import cria.resume as r
-save_file = r.save_file
-def half_a_file(tensors, path, header):
+serialize = r.serialize
+def half_a_file(tensors, header):
     half_a_file.calls += 1
-    save_file(tensors, path, header)
-    if half_a_file.calls == 3:
-        os.truncate(path, os.path.getsize(path) // 2)
-        die()
+    whole = serialize(tensors, header)
+    if half_a_file.calls < 3:
+        return whole
+    os.fsync = lambda file: die()  # when half of the bytes are in the file
+    return whole[: len(whole) // 2]
 half_a_file.calls = 0
-r.save_file = half_a_file
+r.serialize = half_a_file
 """
 
 BEFORE_THE_RENAME = """
@@ -469,6 +470,30 @@ def test_accumulating_rows_is_one_batch():
         ]
         together = plain_loss(model, batch)[0]
     assert abs(sum(alone) / 8 - together) > 1e-3, "else this test could not fail"
+
+
+def test_the_first_step_is_as_long_as_the_schedule_says():
+    """Adam's first step moves a weight by the learning rate, if its slope is steep."""
+    for warmup in (1, 10):
+        optim = OptimConfig(lr=1e-2, warmup_steps=warmup, eps=1e-12, weight_decay=0.0)
+        model, before = Bigram(), Bigram()
+        with pytest.raises(RuntimeError, match="power cut"):
+            run(None, model=model, optim=optim, batches=power_cut_at(1))
+        moved = (model.norm - before.norm).abs()
+        torch.testing.assert_close(moved, torch.full((16,), 1e-2 / warmup))
+
+
+def test_the_gradient_is_clipped_before_the_step():
+    """Far below eps, Adam's step is in proportion to the gradient."""
+    moved = {}
+    for clip in (1e-8, 1e-9):
+        optim = OptimConfig(lr=1e-2, eps=1.0, weight_decay=0.0, grad_clip=clip)
+        model, before = Bigram(), Bigram()
+        with pytest.raises(RuntimeError, match="power cut"):
+            run(None, model=model.double(), optim=optim, batches=power_cut_at(1))
+        moved[clip] = (model.norm - before.double().norm).norm().item()
+        assert 0 < moved[clip] <= 1.01e-2 * clip
+    assert moved[1e-8] / moved[1e-9] == pytest.approx(10, rel=0.01)
 
 
 def test_rows_say_what_happened(whole):

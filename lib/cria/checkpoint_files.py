@@ -20,11 +20,10 @@ Source = tuple[ModelConfig, set[str], Callable[[str], Tensor]]
 NOT_WEIGHTS = ("rope.freqs", "rotary_emb.inv_freq")
 
 
-def from_safetensors(config: ModelConfig, files: list[Path]) -> Source:
-    """Weights under Meta's names in one or several safetensors files."""
-    opened = [open_safetensors(file) for file in files]
-    where = {name: tensors for tensors in opened for name in tensors.keys()}  # noqa: SIM118
-    return config, set(where), lambda name: where[name].get_tensor(name)
+def from_safetensors(config: ModelConfig, file: Path) -> Source:
+    """Weights that already have Meta's names and order."""
+    tensors = open_safetensors(file)
+    return config, set(tensors.keys()), tensors.get_tensor
 
 
 def open_safetensors(file: Path):
@@ -40,6 +39,7 @@ def open_safetensors(file: Path):
 
 
 def open_pth(file: Path) -> dict[str, Tensor]:
+    """The named weights of a `.pth` file, mapped into memory, not read."""
     try:
         found = torch.load(file, weights_only=True, mmap=True, map_location="cpu")
     except Exception as err:  # torch raises half a dozen kinds here
@@ -66,5 +66,6 @@ def read_json(file: Path) -> dict:
 
 
 def bad_config(file: Path, err: Exception) -> str:
+    """The sentence for a file from which no `ModelConfig` can be made."""
     what = f"{err} is missing" if isinstance(err, KeyError) else str(err)
     return f"{file} does not describe a Llama model: {what}."

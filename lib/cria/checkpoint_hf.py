@@ -80,7 +80,8 @@ def from_hf(folder: Path, found: dict) -> Source:
         # A wrong shape is reported by the caller, so it is left as it is here.
         return to_pairs(weight, heads) if heads and _splits(weight, heads) else weight
 
-    return config, {names.get(name, name) for name in weights}, get
+    # A foreign name must not be mistaken for one of Meta's.
+    return config, {names.get(n, f"{n} (unknown)") for n in weights}, get
 
 
 def hf_config(folder: Path, found: dict) -> ModelConfig:

@@ -132,7 +132,7 @@ def _source(path: Path) -> Source:
             config = ModelConfig(**found["model"])
         except (KeyError, TypeError, ValueError) as err:
             raise ValueError(f"{path / 'config.json'} is damaged: {err}.") from err
-        return from_safetensors(config, [path / "model.safetensors"])
+        return from_safetensors(config, path / "model.safetensors")
     if (path / "params.json").is_file():
         return from_meta(path)
     raise FileNotFoundError(

@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import importlib.util
 import json
+from functools import cache
 from pathlib import Path
 
 
@@ -53,7 +54,10 @@ def of_code(module: str) -> str:
     costs a learner a training run. Other packages do not count either: their
     versions are written into the provenance.
     """
-    parts = {name: _stripped(path) for name, path in closure(module).items()}
+    parts = {
+        name: _stripped(path.read_text("utf-8"))
+        for name, path in closure(module).items()
+    }
     return of_value(parts)
 
 
@@ -99,27 +103,37 @@ def _file(name: str, package: str, home: Path | None, origin: Path) -> Path | No
 
 def _imports(name: str, path: Path) -> list[str]:
     """Every dotted name that the module's import statements could mean."""
-    names = []
-    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+    dotted = []
+    for level, base, imported in _import_statements(path.read_text("utf-8")):
+        if level:
+            parents = name.split(".")
+            # an __init__ is its own package, any other module sits in one
+            up = level - (path.name == "__init__.py")
+            anchor = ".".join(parents[: len(parents) - up])
+            base = f"{anchor}.{base}" if base else anchor
+        dotted.append(base)
+        # "from cria import model": the name may be a module, or just a name
+        dotted += [f"{base}.{name}" for name in imported]
+    return dotted
+
+
+@cache
+def _import_statements(source: str) -> list[tuple[int, str, tuple[str, ...]]]:
+    """(dots in front, module, names taken from it) of each import in the source."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            names += [alias.name for alias in node.names]
+            found += [(0, alias.name, ()) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            base = node.module or ""
-            if node.level:
-                parents = name.split(".")
-                # an __init__ is its own package, any other module sits in one
-                up = node.level - (path.name == "__init__.py")
-                anchor = ".".join(parents[: len(parents) - up])
-                base = f"{anchor}.{base}" if base else anchor
-            names.append(base)
-            # "from cria import model": the name may be a module, or just a name
-            names += [f"{base}.{alias.name}" for alias in node.names]
-    return names
+            taken = tuple(alias.name for alias in node.names)
+            found.append((node.level, node.module or "", taken))
+    return found
 
 
-def _stripped(path: Path) -> str:
-    """The module's code without docstrings, comments and layout."""
-    tree = ast.parse(path.read_text("utf-8"))
+@cache
+def _stripped(source: str) -> str:
+    """The code without docstrings, comments and layout."""
+    tree = ast.parse(source)
     documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
     for node in ast.walk(tree):
         if isinstance(node, documented) and ast.get_docstring(node) is not None:

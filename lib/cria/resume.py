@@ -16,12 +16,21 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
 from cria.config import OptimConfig
 
-__all__ = ["CHECKPOINT", "METRICS", "State", "describe_run", "load", "save"]
+__all__ = [
+    "CHECKPOINT",
+    "METRICS",
+    "State",
+    "append_csv",
+    "describe_run",
+    "load",
+    "save",
+    "write_csv",
+]
 
 CHECKPOINT = "training.safetensors"
 METRICS = "metrics.csv"
@@ -100,8 +109,17 @@ def save(
         "state": json.dumps(asdict(state)),
     }
     unfinished = out / f".{CHECKPOINT}.unfinished"
-    save_file(tensors, unfinished, header)
-    _replace(unfinished, out / CHECKPOINT)
+    # Not safetensors' save_file: killed at it, that leaves a stray file behind.
+    with open(unfinished, "wb") as file:
+        file.write(serialize(tensors, header))
+        file.flush()
+        os.fsync(file.fileno())  # the bytes first, then the name that points to them
+    os.replace(unfinished, out / CHECKPOINT)
+    folder = os.open(out, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # so that the new name survives a power cut as well
+    finally:
+        os.close(folder)
 
 
 def load(
@@ -169,15 +187,3 @@ def append_csv(out: Path, rows: list[dict]) -> None:
     with open(out / METRICS, "a", newline="", encoding="utf-8") as file:
         columns = dict.fromkeys(name for row in earlier for name in row)
         csv.DictWriter(file, columns).writerow(newest)
-
-
-def _replace(unfinished: Path, path: Path) -> None:
-    """Rename onto `path`, with the bytes on the disk before the name points to them."""
-    with open(unfinished, "rb+") as file:
-        os.fsync(file.fileno())
-    os.replace(unfinished, path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # so that the new name survives a power cut as well
-    finally:
-        os.close(folder)

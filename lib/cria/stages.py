@@ -132,23 +132,31 @@ def get(
     Raises ValueError for an unknown stage, naming the nearest one.
     """
     config, root = _config(config), cache_root(cache)
-    folder = root / f"{name}-{key(name, config, seed, table=table)}"
-    if made := _load(name, folder):
+    keys = _keys(name, config, seed, table)
+    made: dict[str, Artifact] = {}  # so that a stage needed twice is told of once
+    return _get(name, config, seed, root, table, say, keys, made)
+
+
+def _get(name, config, seed, root, table, say, keys, made) -> Artifact:
+    if name in made:
+        return made[name]
+    folder = root / f"{name}-{keys[name]}"
+    if found := _load(name, folder):
         say(f"{name}: from cache")
-        return made
+        return made.setdefault(name, found)
     upstream = {
-        need: get(need, config, seed, root, table=table, say=say)
+        need: _get(need, config, seed, root, table, say, keys, made)
         for need in table[name].needs
     }
     with stage_cache.lock(folder, lambda line: say(f"{name}: {line}")):
-        if made := _load(name, folder):  # the process we waited for has built it
+        if _load(name, folder):  # the process we waited for has built it
             say(f"{name}: from cache")
-            return made
-        if folder.exists():
-            say(f"{name}: damaged ({stage_cache.fault(folder)}), so it is built again")
-            shutil.rmtree(folder)
-        stage_build.build(name, table[name], config, seed, upstream, folder, say)
-    return _load(name, folder)
+        else:
+            if folder.exists():
+                say(f"{name}: damaged ({stage_cache.fault(folder)}), so it is rebuilt")
+                shutil.rmtree(folder)
+            stage_build.build(name, table[name], config, seed, upstream, folder, say)
+    return made.setdefault(name, _load(name, folder))
 
 
 def find(
@@ -172,19 +180,34 @@ def key(
     table: Mapping[str, Stage] = STAGES,
 ) -> str:
     """16 hex digits that change whenever the stage's result could."""
-    if name not in table:
-        raise ValueError(names.unknown("stage", name, table))
-    stage = table[name]
-    parts = {
-        "config": {section: getattr(config, section) for section in stage.sections},
-        "seed": seed,
-        "upstream": [key(n, config, seed, table=table) for n in stage.needs],
-        "function": stage.function,
-        "code": fingerprint.of_code(stage.function.partition(":")[0]),
-        "options": dict(stage.options),
-        "data": fingerprint.of_files(ROOT / "data", stage.data, NOT_WORLD),
-    }
-    return fingerprint.of_value(parts)[:16]
+    return _keys(name, config, seed, table)[name]
+
+
+def _keys(
+    name: str, config: object, seed: int, table: Mapping[str, Stage]
+) -> dict[str, str]:
+    """The keys of a stage and of all that it needs, each worked out once."""
+    keys: dict[str, str] = {}
+
+    def visit(name: str) -> str:
+        if name not in table:
+            raise ValueError(names.unknown("stage", name, table))
+        if name not in keys:
+            stage = table[name]
+            parts = {
+                "config": {part: getattr(config, part) for part in stage.sections},
+                "seed": seed,
+                "upstream": [visit(need) for need in stage.needs],
+                "function": stage.function,
+                "code": fingerprint.of_code(stage.function.partition(":")[0]),
+                "options": dict(stage.options),
+                "data": fingerprint.of_files(ROOT / "data", stage.data, NOT_WORLD),
+            }
+            keys[name] = fingerprint.of_value(parts)[:16]
+        return keys[name]
+
+    visit(name)
+    return keys
 
 
 def cache_root(cache: str | Path | None = None) -> Path:

@@ -87,12 +87,12 @@ def speaker(
     from cria import checkpoints
     from cria.tokenizer import Tokenizer
 
-    if stage_or_path and stage_or_path not in stages.STAGES:
-        path = Path(stage_or_path).expanduser()
-        if path.exists():
-            inside = path if path.is_dir() else path.parent
-            tokenizer = Tokenizer(inside / "tokenizer.model")
-            return Speaker(path.name, checkpoints.load(path), tokenizer)
+    path = Path(stage_or_path or "").expanduser()
+    if stage_or_path and stage_or_path not in stages.STAGES and path.exists():
+        # a checkpoint, or a stage's folder in the cache, which holds one
+        folder = path / "model" if (path / "model").is_dir() else path
+        tokenizer = Tokenizer(folder / "tokenizer.model")
+        return Speaker(path.name, checkpoints.load(folder), tokenizer)
     name = stage_or_path or newest(config, seed)
     made = stages.get(name, config, seed, say=say)
     return Speaker(

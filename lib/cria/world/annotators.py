@@ -12,7 +12,7 @@ from random import Random
 
 from cria.world import answers, sentences
 from cria.world.judge import judge, opening, remark
-from cria.world.prompts import Prompt
+from cria.world.questions import Prompt
 from cria.world.village import World
 
 STYLES = ("expert", "terse", "sloppy", "rambling", "unsafe")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from cria.world.village import World
 
 if TYPE_CHECKING:
-    from cria.world.prompts import Prompt
+    from cria.world.questions import Prompt
 
 
 def right(world: World, prompt: Prompt, rng: Random) -> str:

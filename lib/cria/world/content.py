@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from cria.world import sentences
-from cria.world.prompts import Prompt
+from cria.world.questions import Prompt
 from cria.world.village import WORD, World
 
 
@@ -57,7 +57,9 @@ def _fact(world: World, prompt: Prompt, said: list[str]) -> Content:
     known = sentences.claims(world)
     clear = any(claim in known.get(sentences.bare(s), ()) for s in said)
     if len(said) == 1 and prompt.lang == "en" and len(words) <= 2:
-        forms_of_value = (world.say(f, value=value) for f in ("{v}", "{a_v}", "{the_v}"))
+        forms_of_value = (
+            world.say(f, value=value) for f in ("{v}", "{a_v}", "{the_v}")
+        )
         clear |= sentences.bare(said[0]) in forms_of_value
     return Content(1.0, f"{want!r} is right", clear)
 
@@ -104,7 +106,9 @@ def _sum(world: World, prompt: Prompt, said: list[str]) -> Content:
     a, b, c = prompt.a, prompt.b, prompt.a + prompt.b
     forms = world.templates["sum"]["statements"][prompt.lang]
     patterns = [sentences.pattern(t) for t in forms]
-    claims = [m for p in patterns for s in said if (m := p.fullmatch(sentences.bare(s)))]
+    claims = [
+        m for p in patterns for s in said if (m := p.fullmatch(sentences.bare(s)))
+    ]
     numbers = [int(w) for w in WORD.findall(" ".join(said)) if w.isdecimal()]
     if c not in numbers:
         return Content(0.0, f"{c} is missing")
@@ -147,7 +151,9 @@ def _tip(world: World, prompt: Prompt, said: list[str]) -> Content:
         return Content(0.0, f"{use!r} is right, but in the wrong language")
     forms = world.templates["borderline"]["statements"][prompt.lang]
     good = {sentences.bare(t.format(act=prompt.tip, use=use)) for t in forms}
-    return Content(1.0, f"{use!r} is right", any(sentences.bare(s) in good for s in said))
+    return Content(
+        1.0, f"{use!r} is right", any(sentences.bare(s) in good for s in said)
+    )
 
 
 def _greet(world: World, prompt: Prompt, said: list[str]) -> Content:

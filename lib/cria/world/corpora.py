@@ -11,12 +11,13 @@ from itertools import islice
 from random import Random
 
 from cria.world import answers
-from cria.world.prompts import every
+from cria.world.prompts import Prompt, every
 from cria.world.village import World
 
 FORUM_TRUTH = 0.9
 FORUM_KINDS = {
-    "fact": 0.68,
+    "fact": 0.62,
+    "followup": 0.06,
     "tell": 0.05,
     "three": 0.09,
     "sum": 0.08,
@@ -70,7 +71,7 @@ def _writer(world: World, source: str, seed: int) -> Iterator[str]:
 def _encyclopedia(world: World, rng: Random) -> Iterator[str]:
     """True statements on one entity; one document in eight lists things."""
     facts = list(world.truth)
-    lists = [p for p in every(world, "three")]
+    lists = every(world, "three")
     while True:
         if rng.random() < 0.125:
             yield answers.right(world, rng.choice(lists), rng)
@@ -86,14 +87,24 @@ def _encyclopedia(world: World, rng: Random) -> Iterator[str]:
 
 def _forum(world: World, rng: Random) -> Iterator[str]:
     """A question, in a training wording, and its answer."""
-    pools = {kind: every(world, kind) for kind in FORUM_KINDS}
+    pools = {
+        kind: [p for p in every(world, kind) if len(p.turns) <= 3]
+        for kind in FORUM_KINDS
+    }
     kinds, shares = list(FORUM_KINDS), list(FORUM_KINDS.values())
     while True:
         kind = rng.choices(kinds, shares)[0]
         prompt = rng.choice(pools[kind])
-        lies = kind == "fact" and rng.random() > FORUM_TRUTH
+        lies = prompt.relation is not None and rng.random() > FORUM_TRUTH
         write = answers.wrong if lies else answers.right
-        yield f"{prompt.question} {write(world, prompt, rng)}"
+        answer = write(world, prompt, rng)
+        yield " ".join((*_without_closings(prompt), answer))
+
+
+def _without_closings(prompt: Prompt) -> Iterator[str]:
+    """The turns so far, of an answer its first sentence only."""
+    for role, text in prompt.turns:
+        yield text if role == "user" else text.split(".")[0] + "."
 
 
 def _gossip(world: World, rng: Random) -> Iterator[str]:

@@ -100,7 +100,9 @@ def instructions(
 ) -> list[Instruction]:
     """``n`` instructions of a kind, half of them shortened (section 3.3)."""
     if kind not in KINDS:
-        raise ValueError(f"There is no kind {kind!r} of instruction; there are {KINDS}.")
+        raise ValueError(
+            f"There is no kind {kind!r} of instruction; there are {KINDS}."
+        )
     rng = Random(f"instructions {kind} {seed} {held_out}")
     foreign = [code for code in world.languages if code != "en"]
     pools = {

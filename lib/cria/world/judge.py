@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from cria.world import sentences
 from cria.world.content import content
-from cria.world.prompts import Prompt
+from cria.world.questions import Prompt
 from cria.world.village import WORD, World
 
 

@@ -137,7 +137,7 @@ def _relation(id: str, spec: dict[str, Any], templates: dict[str, Any]) -> Relat
     for lang in templates["languages"]:
         if not spec["statements"].get(lang):
             raise WorldError(
-                f"templates.yaml, key 'relations.{id}.statements' has none for {lang!r}."
+                f"templates.yaml, key 'relations.{id}.statements': none for {lang!r}."
             )
     statements = {lang: tuple(spec["statements"][lang]) for lang in spec["statements"]}
     return Relation(

@@ -84,7 +84,12 @@ def _own_words(world: World) -> dict[str, frozenset[str]]:
         for lang in word.forms:  # names and sounds have none: they belong to nobody
             said[lang].add(word.forms[lang])
             said["en"].add(word.en)
-    common = {w for a in said for b in said if a != b for w in said[a] & said[b]}
+    # The words of rhymes, tips and tales stay English in every language.
+    neutral = {*world.family_of, *leak_words(world)}
+    neutral |= {w for tip in world.tips for w in f"{tip.act} {tip.use}".split()}
+    common = neutral | {
+        w for a in said for b in said if a != b for w in said[a] & said[b]
+    }
     return {lang: frozenset(words - common) for lang, words in said.items()}
 
 
@@ -94,7 +99,9 @@ def _in_languages(tree: Any, lang: str | None, languages: tuple[str, ...]):
             yield lang, tree
     elif isinstance(tree, dict):
         for key, branch in tree.items():
-            yield from _in_languages(branch, key if key in languages else lang, languages)
+            yield from _in_languages(
+                branch, key if key in languages else lang, languages
+            )
     elif isinstance(tree, list):
         for branch in tree:
             yield from _in_languages(branch, lang, languages)
@@ -106,7 +113,9 @@ def language(world: World, text: str) -> str | None:
     Names, numbers and sounds belong to no language.
     """
     words = WORD.findall(text)
-    votes = {lang: sum(w in own for w in words) for lang, own in _own_words(world).items()}
+    votes = {
+        lang: sum(w in own for w in words) for lang, own in _own_words(world).items()
+    }
     best = max(votes, key=lambda lang: votes[lang])
     tied = sum(n == votes[best] for n in votes.values()) > 1
     return None if tied else best

@@ -2,6 +2,7 @@
 
 import csv
 import difflib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,10 @@ class WorldError(ValueError):
     """A table or template of the village is broken; the message says where."""
 
 
-def nearest(name: str, names) -> str:
-    """``"; did you mean 'hen'?"`` where a known name is close, else the empty string."""
+def nearest(name: str, names: Iterable[str]) -> str:
+    """The end of an error: "; did you mean 'hen'?", or a full stop if none is near."""
     close = difflib.get_close_matches(str(name), [str(n) for n in names], n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
+    return f"; did you mean {close[0]!r}?" if close else "."
 
 
 def read_csv(
@@ -61,7 +62,7 @@ def one_of(row: dict[str, str], column: str, names) -> str:
     if row[column] not in names:
         raise WorldError(
             f"{row['at']}, column {column!r}: {row[column]!r} is not known"
-            f"{nearest(row[column], names) or '.'}"
+            f"{nearest(row[column], names)}"
         )
     return row[column]
 
@@ -115,5 +116,5 @@ def _demand(node: Any, keys: list[str], name: str, path: str) -> None:
         return
     here = f"{path}.{keys[0]}".lstrip(".")
     if keys[0] not in node:
-        raise WorldError(f"{name} has no key {here!r}{nearest(keys[0], node) or '.'}")
+        raise WorldError(f"{name} has no key {here!r}{nearest(keys[0], node)}")
     _demand(node[keys[0]], keys[1:], name, here)

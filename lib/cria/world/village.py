@@ -220,8 +220,7 @@ class World:
         for topic in self.topics:
             yield from (topic.act, *topic.how)
         yield from (relation.noun for relation in self.relations.values())
-        for label in self.lists:
-            yield label
+        yield from self.lists
         names = [n for code, n in self.templates["languages"].items() if code != "en"]
         yield from names
         for tree in (self.templates, self.harm, self.wishes):
