@@ -82,9 +82,17 @@ def chat(arguments: argparse.Namespace) -> None:
     if target and target not in STAGES and not Path(target).expanduser().exists():
         known = [name for name in STAGES if name != "tokenizer"]
         raise UsageError(names.unknown("stage or checkpoint", target, known))
+    if arguments.prompt is not None and not arguments.prompt.strip():
+        raise UsageError("--prompt is empty: give it a question.")
+    if not arguments.temperature >= 0 or not 0 < arguments.top_p <= 1:
+        raise UsageError("--temperature must be 0 or more, --top-p in 0 to 1.")
+    if not arguments.max_new_tokens:
+        raise UsageError("--max-new-tokens must be 1 or more.")
     # With --prompt only the answer goes to standard output.
     say = _aside if arguments.prompt is not None else print
     speaker = talk.speaker(target, config, arguments.seed, say)
+    if config.profile == "smoke" and speaker.name in STAGES:
+        say("The smoke profile learns next to nothing: do not expect sense.")
     options = {
         "temperature": arguments.temperature,
         "top_p": arguments.top_p,
@@ -94,7 +102,10 @@ def chat(arguments: argparse.Namespace) -> None:
         messages = [{"role": "user", "content": arguments.prompt}]
         print(speaker.answer(messages, seed=arguments.seed, **options))
         return
-    print(f"You talk to {speaker.name}. /new begins anew, /quit ends.")
+    does = "continues your text" if speaker.plain else "answers"
+    print(f"{speaker.name} {does}. {talk.COMMANDS}")
+    if speaker.name in STAGES:
+        print("It knows a village. Try:", "  ".join(talk.examples()))
     talk.converse(speaker, seed=arguments.seed, **options)
 
 

@@ -4,6 +4,7 @@ Parameter names are those of Meta's released checkpoints, so that a Meta state
 dict loads with ``strict=True``. Letters in shape comments: B rows, T tokens now,
 L tokens that can be looked at (L = T without a cache), D = dim, H query heads,
 K key/value heads, G = H/K query heads a group, E = head_dim, V vocabulary.
+The cache of keys and values lives in `cria.cache`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cria.cache import KVCache
 from cria.config import ModelConfig
+
+__all__ = [
+    "Attention",
+    "FeedForward",
+    "KVCache",
+    "Llama",
+    "ModelConfig",
+    "RMSNorm",
+    "TransformerBlock",
+    "apply_rope",
+    "document_positions",
+    "rope_table",
+]
 
 CHUNK = 128  # queries handled at once in `attend`: their scores fit a CPU's cache
 
@@ -65,7 +80,7 @@ def document_positions(doc_ids: Tensor) -> Tensor:
 
 
 def as_bias(blocked: Tensor, dtype: torch.dtype) -> Tensor:
-    """True → −∞, False → 0, with a dimension for the heads: (B, T, L) → (B, 1, T, L)."""
+    """True → −∞, False → 0, with a place for the heads: (B, T, L) → (B, 1, T, L)."""
     bias = torch.zeros(blocked.shape, dtype=dtype, device=blocked.device)
     return bias.masked_fill_(blocked, -math.inf)[:, None]
 
@@ -96,9 +111,6 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
     B, T, H, E = q.shape
     K, L = k.shape[1:3]
     G = H // K
-    if T == 1:  # one new token: its G query heads are G queries of one key head
-        one = F.scaled_dot_product_attention(q.view(B, K, G, E), k, v, bias)
-        return one.view(B, 1, H, E)
     q = (q / math.sqrt(E)).view(B, T, K, G, E).transpose(1, 2).reshape(B * K, T * G, E)
     k = k.transpose(2, 3).flatten(0, 1)  # (B·K, E, L)
     v = v.flatten(0, 1)  # (B·K, L, E)
@@ -113,55 +125,6 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
         chunks.append(torch.bmm(weights, v[:, :seen]))
     out = torch.cat(chunks, 1) if len(chunks) > 1 else chunks[0]  # (B·K, T·G, E)
     return out.view(B, K, T, G, E).transpose(1, 2).reshape(B, T, H, E)
-
-
-class KVCache:
-    """Keys and values of every layer, for rows that are being continued.
-
-    ``padding`` (B,) counts the pad tokens on the left of each row; ``length`` the
-    columns filled so far. Memory: 2 · n_layers · B · n_kv_heads · max_len · head_dim
-    numbers; with GQA n_kv_heads is n_heads / G.
-    """
-
-    def __init__(
-        self,
-        config: ModelConfig,
-        padding: Tensor,
-        max_len: int,
-        dtype: torch.dtype = torch.float32,
-    ):
-        shape = (len(padding), config.n_kv_heads, max_len, config.head_dim)
-        empty = functools.partial(torch.zeros, dtype=dtype, device=padding.device)
-        self.k = [empty(shape) for _ in range(config.n_layers)]
-        self.v = [empty(shape) for _ in range(config.n_layers)]
-        self.padding = padding
-        self.max_len = max_len
-        self.length = 0
-
-    def select(self, rows: Tensor) -> None:
-        """Keep ``rows`` (indices, in that order; a row may be named many times)."""
-        self.k = [k[rows] for k in self.k]
-        self.v = [v[rows] for v in self.v]
-        self.padding = self.padding[rows]
-
-    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Write k, v (B, K, T, E) behind what is there; return all L columns."""
-        T = k.shape[2]
-        self.k[layer].narrow(2, self.length, T).copy_(k)
-        self.v[layer].narrow(2, self.length, T).copy_(v)
-        L = self.length + T
-        return self.k[layer].narrow(2, 0, L), self.v[layer].narrow(2, 0, L)
-
-    def positions_and_blocked(self, T: int) -> tuple[Tensor, Tensor]:
-        """RoPE positions (B, T) and blocked keys (B, T, L) of the next T tokens."""
-        columns = torch.arange(self.length + T, device=self.padding.device)
-        new = columns[self.length :]
-        pad = columns < self.padding[:, None]  # (B, L)
-        # Pads see pads, so that no row of the softmax is empty.
-        blocked = (columns > new[:, None]) | (
-            pad[:, None] != pad[:, self.length :, None]
-        )
-        return (new - self.padding[:, None]).clamp_min(0), blocked
 
 
 class Attention(nn.Module):

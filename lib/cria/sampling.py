@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from cria.model import KVCache, Llama
+from cria.cache import KVCache
+from cria.decoding import layer_weights, next_logits
+from cria.model import Llama
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,8 @@ def draw(logp: Tensor, u: Tensor) -> Tensor:
     """Inverse-CDF draw: logp (R, V), u (R,) uniform in [0, 1) → token ids (R,)."""
     cdf = logp.exp().cumsum(-1)
     # Scaled by the float sum of the row, so that u < 1 never runs off its end.
-    return (cdf <= u[:, None] * cdf[:, -1:]).sum(-1).clamp_max(logp.shape[-1] - 1)
+    drawn = torch.searchsorted(cdf, u[:, None] * cdf[:, -1:], right=True)[:, 0]
+    return drawn.clamp_max(logp.shape[-1] - 1)
 
 
 @torch.inference_mode()
@@ -82,7 +86,6 @@ def generate(
     if dtype != torch.float32:
         model = copy.deepcopy(model).to(dtype)
     ids = torch.zeros(rows, max_new_tokens, dtype=torch.long)
-    mask = torch.zeros(rows, max_new_tokens, dtype=torch.bool)
     logprobs = torch.zeros(rows, max_new_tokens)
     # Prompts of like length share a batch: less padding.
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
@@ -91,18 +94,28 @@ def generate(
         chosen = order[start : start + per_batch]
         index = torch.tensor([i * n + k for i in chosen for k in range(n)])
         uniform = _uniform([seeds[i] for i in index], max_new_tokens)
-        out = _continue(
-            model, [prompts[i] for i in chosen], n, uniform, eos_id, temperature, top_p
-        )
-        for whole, part in zip((ids, mask, logprobs), out, strict=True):
-            whole[index] = part
+        with _one_thread(len(index) == 1):
+            ids[index], logprobs[index] = _continue(
+                model,
+                [prompts[i] for i in chosen],
+                n,
+                uniform,
+                eos_id,
+                temperature,
+                top_p,
+            )
+    ended = ids == eos_id
+    mask = ended.cumsum(1) - ended.long() == 0  # no EOS before
     width = int(mask.any(0).sum())
-    finished = ((ids == eos_id) & mask).any(1)
-    return Samples(ids[:, :width], mask[:, :width], logprobs[:, :width], finished)
+    ids, logprobs = ids.masked_fill(~mask, 0), logprobs.masked_fill(~mask, 0.0)
+    return Samples(ids[:, :width], mask[:, :width], logprobs[:, :width], ended.any(1))
 
 
 def _continue(model, prompts, n, uniform, eos_id, temperature, top_p):
-    """One batch: ids, mask, logprobs, each (rows, max_new_tokens)."""
+    """One batch: ids and logprobs, each (rows, max_new_tokens).
+
+    What stands behind a row's EOS means nothing.
+    """
     rows, steps = uniform.shape
     longest = max(map(len, prompts))
     padding = torch.tensor([longest - len(p) for p in prompts])
@@ -114,21 +127,19 @@ def _continue(model, prompts, n, uniform, eos_id, temperature, top_p):
         repeated = torch.arange(len(prompts)).repeat_interleave(n)
         cache.select(repeated)
         logits = logits[repeated]
+    layers = layer_weights(model)
     ids = torch.zeros(rows, steps, dtype=torch.long)
-    mask = torch.zeros(rows, steps, dtype=torch.bool)
     logprobs = torch.zeros(rows, steps)
     alive = torch.arange(rows)  # the output row of each row still in the batch
-    going = torch.ones(rows, dtype=torch.bool)  # … and whether it has met EOS yet
+    going = torch.ones(rows, dtype=torch.bool)  # … and whether it has not met EOS
     for t in range(steps):
         if temperature == 0:
             token = logits.argmax(-1)
-            logp = torch.zeros(len(token))
         else:
             table = sampling_logprobs(logits, temperature, top_p)
             token = draw(table, uniform[alive, t])
-            logp = table.gather(-1, token[:, None])[:, 0]
-        at = alive[going]
-        ids[at, t], mask[at, t], logprobs[at, t] = token[going], True, logp[going]
+            logprobs[alive, t] = table.gather(-1, token[:, None])[:, 0]
+        ids[alive, t] = token
         going &= token != eos_id
         left = int(going.sum())
         if left == 0 or t + 1 == steps:
@@ -137,8 +148,20 @@ def _continue(model, prompts, n, uniform, eos_id, temperature, top_p):
             keep = going.nonzero()[:, 0]
             cache.select(keep)
             alive, token, going = alive[keep], token[keep], going[keep]
-        logits = model(token[:, None], cache=cache)[:, 0]
-    return ids, mask, logprobs
+        logits = next_logits(model, layers, token, cache)
+    return ids, logprobs
+
+
+@contextlib.contextmanager
+def _one_thread(wanted: bool) -> Iterator[None]:
+    """A single row is too little work to share: waiting for each other costs more."""
+    threads = torch.get_num_threads()
+    try:
+        if wanted:
+            torch.set_num_threads(1)
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _uniform(seeds: Sequence[int], steps: int) -> Tensor:

@@ -65,13 +65,17 @@ def train_sft(
     *,
     seed: int,
     batch_size: int | None = None,
+    steps: int | None = None,
     out: Path | None = None,
     label: str = "SFT",
     progress: bool = True,
 ) -> list[dict]:
-    """Fine-tune ``model`` in place for `config.epochs` over ``rows``; the metrics."""
+    """Fine-tune ``model`` in place over ``rows``; the metrics.
+
+    Without ``steps`` it sees the rows `config.epochs` times.
+    """
     batch_size = batch_size or config.batch_size
-    steps = packing.n_steps(rows, batch_size, config.epochs)
+    steps = steps or packing.n_steps(rows, batch_size, config.epochs)
     metrics = train(
         model,
         packing.batches(rows, batch_size, seed),
@@ -110,16 +114,21 @@ def gold(
     split: str = "dev",
     per_kind: int = 40,
     temperature: float = 1.0,
+    n: int = 1,
     seed: int = 0,
     separator: bool = False,
 ) -> dict[str, float]:
-    """The judge's view of a chat model on prompts it has not been trained on."""
+    """The judge's view of a chat model on prompts it has not been trained on.
+
+    Each prompt is answered ``n`` times. The names are those of `evaluate.summary`.
+    """
     asked = held_out(village, split, per_kind)
     answers = answer(
         model,
         vocabulary,
         asked,
         temperature=temperature,
+        n=n,
         seed=seed,
         separator=separator,
     )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import contextlib
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cria import stages
+from cria.tokenizer import TAGS
 
 if TYPE_CHECKING:
     from cria.config import Config
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
     from cria.tokenizer import Tokenizer
 
 FIRST_CHAT = "sft_a"  # built when nobody has built a chat model yet
+COMMANDS = "/new begins anew, /quit ends."
 
 
 @dataclass(frozen=True)
@@ -104,28 +107,66 @@ def speaker(
     )
 
 
+@dataclass
+class Conversation:
+    """Turn after turn with a model, which is shown all that was said before."""
+
+    speaker: Speaker
+    seed: int = 0
+    options: dict = field(default_factory=dict)  # of `Speaker.answer`
+    messages: list[dict] = field(default_factory=list)
+
+    def say(self, text: str) -> str:
+        """The model's answer to the user's next turn.
+
+        Raises ValueError, and remembers nothing of it, for a text that holds a tag of
+        the chat format or that is too long.
+        """
+        turn = [*self.messages, {"role": "user", "content": text}]
+        answer = self.speaker.answer(turn, seed=self.seed + len(turn), **self.options)
+        for tag in TAGS:  # a young model may babble one; in the next prompt it must
+            answer = answer.replace(tag, "")  # not look like a new turn
+        self.messages = [*turn, {"role": "assistant", "content": answer.strip()}]
+        return answer.strip()
+
+    def forget(self) -> None:
+        """Begin anew."""
+        self.messages = []
+
+
+def examples() -> list[str]:
+    """A few questions that one may ask in this village."""
+    from cria import world
+    from cria.world.prompts import prompts
+
+    village = world.load()
+    kinds = ("fact", "sum", "rhyme")
+    return [prompts(village, kind, "dev", 1)[0].question for kind in kinds]
+
+
 def converse(speaker: Speaker, seed: int = 0, **options) -> None:
-    """A conversation at the keyboard, until /quit or the end of the input."""
-    messages: list[dict] = []
+    """A conversation at the keyboard, until /quit, Ctrl-C or the end of the input."""
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401  (arrow keys and history at the prompt)
+    conversation = Conversation(speaker, seed, options)
     while True:
         try:
             said = input("you: ").strip()
-        except EOFError:
+        except (EOFError, KeyboardInterrupt):
             print()
             return
         if said == "/quit":
             return
         if said == "/new":
-            messages = []
+            conversation.forget()
+            print("A new conversation.")
+        elif said.startswith("/"):
+            print(COMMANDS)
         elif said:
-            turn = [*messages, {"role": "user", "content": said}]
             try:
-                answer = speaker.answer(turn, seed=seed + len(turn), **options)
+                print(f"{speaker.name}: {conversation.say(said) or '(no words)'}")
             except ValueError as error:  # a tag in the text, or too long a text
                 print(error)
-                continue
-            print(f"{speaker.name}: {answer}")
-            messages = [*turn, {"role": "assistant", "content": answer}]
 
 
 def newest(config: Config, seed: int = 0) -> str:

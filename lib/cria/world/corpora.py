@@ -16,13 +16,13 @@ from cria.world.village import World
 
 FORUM_TRUTH = 0.9
 FORUM_KINDS = {
-    "fact": 0.62,
-    "followup": 0.06,
-    "tell": 0.05,
-    "three": 0.09,
+    "fact": 0.51,
+    "followup": 0.08,
+    "tell": 0.06,
+    "three": 0.13,
     "sum": 0.08,
-    "rhyme": 0.05,
-    "greet": 0.05,
+    "rhyme": 0.11,
+    "greet": 0.03,
 }
 
 

@@ -1,0 +1,65 @@
+"""Jobs in processes of their own: all come back, under their own names, alone."""
+
+import math
+import os
+import time
+
+import pytest
+
+from cria import side_by_side
+
+# What a job runs must live in a module that a fresh process can import: this one.
+
+
+def total(numbers):
+    return math.fsum(numbers)
+
+
+def whoami():
+    import torch
+
+    time.sleep(1)  # so that the other worker has to take the other job
+    return os.getpid(), torch.get_num_threads()
+
+
+def gaussian(seed):
+    import torch
+
+    return float(torch.randn((), generator=torch.Generator().manual_seed(seed)))
+
+
+def divide_or_sleep(by):
+    if by:
+        time.sleep(120)
+    return 1 / by
+
+
+def test_results_bear_their_names_in_the_order_of_the_jobs(capsys):
+    jobs = {"ten": [1, 9], "five": [2, 3], "six": [6]}
+    arguments = {name: {"numbers": numbers} for name, numbers in jobs.items()}
+    got = side_by_side.run(total, arguments, workers=2)
+    assert list(got.items()) == [("ten", 10.0), ("five", 5.0), ("six", 6.0)]
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert "3 of 3 runs done" in last and "to come: none" in last
+
+
+def test_each_worker_is_a_process_of_its_own_with_one_thread():
+    got = side_by_side.run(whoami, {"a": {}, "b": {}}, workers=2, progress=False)
+    (first, threads), (second, others) = got.values()
+    assert len({first, second, os.getpid()}) == 3
+    assert threads == others == 1
+
+
+def test_the_number_of_workers_does_not_change_the_results():
+    jobs = {str(seed): {"seed": seed} for seed in range(3)}
+    alone = side_by_side.run(gaussian, jobs, workers=1, progress=False)
+    assert alone == side_by_side.run(gaussian, jobs, workers=2, progress=False)
+    assert len(set(alone.values())) == 3
+
+
+def test_the_first_error_is_raised_and_ends_the_rest():
+    jobs = {"slow": {"by": 1}, "bad": {"by": 0}}
+    began = time.perf_counter()
+    with pytest.raises(ZeroDivisionError):
+        side_by_side.run(divide_or_sleep, jobs, workers=2)
+    assert time.perf_counter() - began < 60  # the slow one sleeps for two minutes
