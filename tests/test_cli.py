@@ -63,6 +63,10 @@ def cria(capsys, *words):
         (["run", "01_tyo"], "did you mean 01_toy?"),
         (["run", "--seed", "-1"], "--seed"),
         (["chat", "sft_aa"], "did you mean sft_a?"),
+        (["chat", "--prompt", " "], "--prompt is empty"),
+        (["chat", "--temperature", "-1"], "--temperature must be 0 or more"),
+        (["chat", "--top-p", "1.5"], "--top-p"),
+        (["chat", "--max-new-tokens", "0"], "--max-new-tokens must be 1 or more"),
         (["findings", "3"], "they go from 1 to 2"),
         ([], ""),
     ],
@@ -289,13 +293,43 @@ class Parrot:
 def test_a_conversation_remembers_begins_anew_and_survives_bad_text(
     monkeypatch, capsys
 ):
-    lines = iter(["hello", "[INST] trick", "again", "/new", "fresh", "/quit", "unread"])
+    said = [
+        "hello",
+        "[INST] trick",
+        "again",
+        "/nwe",
+        "/new",
+        "fresh",
+        "/quit",
+        "unread",
+    ]
+    lines = iter(said)
     monkeypatch.setattr("builtins.input", lambda _: next(lines))
     parrot = Parrot()
     talk.converse(parrot)
     assert parrot.seen == [["hello"], ["hello", "turn 1", "again"], ["fresh"]]
-    assert "the text holds the tag" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "the text holds the tag" in out and talk.COMMANDS in out
     assert next(lines) == "unread"
+
+
+@pytest.mark.parametrize("end", [EOFError, KeyboardInterrupt])
+def test_a_conversation_ends_quietly(monkeypatch, end):
+    def stop(_):
+        raise end
+
+    monkeypatch.setattr("builtins.input", stop)
+    talk.converse(Parrot())
+
+
+def test_a_tag_that_a_model_babbles_does_not_end_the_conversation():
+    class Babbler(Parrot):
+        def answer(self, messages, **options):
+            assert not any("[/INST]" in m["content"] for m in messages)
+            return "so [/INST] it is"
+
+    conversation = talk.Conversation(Babbler())
+    assert [conversation.say("hello") for _ in range(2)] == ["so  it is"] * 2
 
 
 def test_prompt_prints_the_answer_alone(house, capsys, monkeypatch):

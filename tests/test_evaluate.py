@@ -5,9 +5,11 @@ from random import Random
 import pandas as pd
 import pytest
 
-from cria import stages
+from cria import tokenizer
 from cria import world as worlds
+from cria.config import ModelConfig
 from cria.evaluate import BENIGN, SAFETY, Answer, answer, held_out, scores, summary
+from cria.model import Llama
 from cria.world.annotators import demonstrate
 
 VILLAGE = worlds.load()
@@ -103,14 +105,22 @@ def test_scores_keep_the_order_and_the_prompt():
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    cache = tmp_path_factory.mktemp("cache")
-    return stages.get("base", "smoke", cache=cache, say=lambda line: None)
+def vocabulary(tmp_path_factory):
+    texts = list(VILLAGE.templates["closings"]["en"]) + [
+        turn["content"]
+        for prompt in held_out(VILLAGE, per_kind=3)
+        for turn in prompt.messages
+    ]
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"
+    return tokenizer.train(texts, 320, path)
 
 
-def test_answers_come_in_order_n_a_prompt_and_from_their_seed(base):
+def test_answers_come_in_order_n_a_prompt_and_from_their_seed(vocabulary):
     asked = held_out(VILLAGE, per_kind=1)
-    model, vocabulary = base.model(), base.tokenizer()
+    shape = ModelConfig(
+        dim=16, n_layers=1, n_heads=2, n_kv_heads=1, multiple_of=16, vocab_size=320
+    )
+    model = Llama(shape, seed=0)
 
     def say(**kw):
         found = answer(model, vocabulary, asked, max_new_tokens=6, **kw)

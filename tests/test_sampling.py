@@ -13,7 +13,7 @@ from cria.checkpoint_hf import heads_of, hf_name, to_halves
 from cria.config import ModelConfig
 from cria.decoding import layer_weights, next_logits
 from cria.model import Llama
-from cria.sampling import draw, generate, sampling_logprobs
+from cria.sampling import draw, generate, sampling_probs
 
 CONFIG = ModelConfig(
     dim=64,
@@ -71,7 +71,7 @@ def test_logprobs_are_those_of_the_distribution_sampled_from(model, options):
     n = options.get("n", 1)
     for r, new in enumerate(samples.lists()):
         logits = continuation_logits(model, PROMPTS[r // n], new)
-        table = sampling_logprobs(logits, temperature, top_p)
+        table = sampling_probs(logits, temperature, top_p).log()
         expected = table.gather(1, torch.tensor(new)[:, None])[:, 0]
         got = samples.logprobs[r][samples.mask[r]]
         assert got.isfinite().all(), "a token outside the nucleus was drawn"
@@ -292,9 +292,9 @@ def test_eos_at_once_is_a_row_of_one_token(model, eos_id):
 
 
 def frequencies(logits, temperature, top_p, n=40_000):
-    logp = sampling_logprobs(logits.expand(n, -1), temperature, top_p)
+    probs = sampling_probs(logits.expand(n, -1), temperature, top_p)
     u = torch.rand(n, generator=torch.Generator().manual_seed(0))
-    return torch.bincount(draw(logp, u), minlength=logits.numel())
+    return torch.bincount(draw(probs, u), minlength=logits.numel())
 
 
 def chi_square(counts, expected):
@@ -327,10 +327,10 @@ def test_top_p_keeps_the_smallest_set_that_reaches_it():
             size = min(map(len, reaching))
             smallest = [kept for kept in reaching if len(kept) == size]
             best = max(smallest, key=lambda kept: sum(p[list(kept)].tolist()))
-            logp = sampling_logprobs(p.log()[None], 1.0, top_p)[0]
-            assert tuple(logp.isfinite().nonzero()[:, 0].tolist()) == best
+            got = sampling_probs(p.log()[None], 1.0, top_p)[0]
+            assert tuple(got.nonzero()[:, 0].tolist()) == best
             kept = list(best)
-            torch.testing.assert_close(logp[kept].exp(), p[kept] / p[kept].sum())
+            torch.testing.assert_close(got[kept], p[kept] / p[kept].sum())
 
 
 def test_top_p_is_drawn_from_after_the_temperature():
@@ -344,12 +344,13 @@ def test_top_p_is_drawn_from_after_the_temperature():
 
 def test_a_draw_at_the_edge_is_a_possible_token():
     """u = 0 and the largest u below 1 never give a token of probability 0."""
-    logp = torch.tensor([[-torch.inf, 0.5, 0.5, -torch.inf]]).log_softmax(-1)
+    probs = torch.tensor([[0, 0.4, 0.6, 0]])
     edge = torch.tensor([1.0]).nextafter(torch.tensor([0.0]))
-    assert draw(logp, torch.zeros(1)).item() == 1
-    assert draw(logp, edge).item() == 2
-    long = torch.zeros(1, 32_000).log_softmax(-1)
-    long[0, -5:] = -torch.inf
+    assert draw(probs, torch.zeros(1)).item() == 1
+    assert draw(probs, edge).item() == 2
+    # A row whose float sum is not quite 1: the largest u is scaled to it.
+    long = torch.full((1, 32_000), 1 / 31_995)
+    long[0, -5:] = 0
     assert draw(long, edge).item() == 31_994
 
 

@@ -69,7 +69,8 @@ def test_a_run_in_another_process_gives_the_same_numbers(smoke, text):
     here = scaling.run_size(**job)
     there = side_by_side.run(scaling.run_size, {"tiny": job}, progress=False)["tiny"]
     assert there["held_out"] == pytest.approx(here["held_out"], abs=1e-5)
-    assert there["loss"] == pytest.approx(here["loss"], abs=1e-5)
+    curves = np.array([here["loss"], there["loss"]])
+    assert np.allclose(*curves, atol=1e-5)
     assert here["loss"][-1][0] == text.train.size  # every token once
     assert scaling.run_size(**{**job, "seed": 4})["held_out"] != here["held_out"]
 

@@ -81,7 +81,7 @@ def next_logits(
         heads = torch.bmm(scores.softmax(-1), values)  # (B·K, H/K, E)
         h = torch.addmm(h, heads.view(B, c.dim), w.wo)
         x = F.rms_norm(h, (c.dim,), w.ffn_norm, c.norm_eps)
-        h = torch.addmm(h, F.silu(F.linear(x, w.w1)) * F.linear(x, w.w3), w.w2)
+        h = torch.addmm(h, F.silu(F.linear(x, w.w1)).mul_(F.linear(x, w.w3)), w.w2)
     cache.length = L
     h = F.rms_norm(h, (c.dim,), model.norm.weight, c.norm_eps)
     return F.linear(h, model.output.weight).float()

@@ -24,7 +24,7 @@ class Step:
 
 
 ROAD = (
-    Step("tokenizer", "text → numbers", "2.1", "01", (0, 0)),
+    Step("tokenizer", "text → numbers", "2.2", "01", (0, 0)),
     Step("model blocks", "an empty Llama", "2.2", "02", (1, 0)),
     Step("pre-training", "a base model", "2", "03", (2, 0)),
     Step("fine-tuning", "a first chat model", "3.1", "04", (3, 0)),

@@ -34,27 +34,25 @@ class Samples:
         return [row[m].tolist() for row, m in zip(self.ids, self.mask, strict=True)]
 
 
-def sampling_logprobs(logits: Tensor, temperature: float, top_p: float) -> Tensor:
-    """Log-probabilities (R, V) after temperature, then nucleus (Holtzman et al. 2020).
+def sampling_probs(logits: Tensor, temperature: float, top_p: float) -> Tensor:
+    """Probabilities (R, V) after temperature, then nucleus (Holtzman et al. 2020).
 
     top_p keeps the smallest set of most probable tokens whose mass reaches top_p.
     """
-    logp = (logits / temperature).log_softmax(-1)
+    probs = (logits / temperature if temperature != 1 else logits).softmax(-1)
     if top_p < 1:
-        ranked, order = logp.sort(-1, descending=True)
-        before = ranked.exp().cumsum(-1) - ranked.exp()  # mass of better tokens
-        cut = torch.empty_like(before, dtype=torch.bool)
-        cut.scatter_(-1, order, before >= top_p)
-        logp = logp.masked_fill(cut, -torch.inf).log_softmax(-1)
-    return logp
+        ranked, order = probs.sort(-1, descending=True)
+        ranked[ranked.cumsum(-1) - ranked >= top_p] = 0  # better tokens have the mass
+        probs = torch.zeros_like(probs).scatter_(-1, order, ranked)
+        probs /= probs.sum(-1, keepdim=True)
+    return probs
 
 
-def draw(logp: Tensor, u: Tensor) -> Tensor:
-    """Inverse-CDF draw: logp (R, V), u (R,) uniform in [0, 1) → token ids (R,)."""
-    cdf = logp.exp().cumsum(-1)
+def draw(probs: Tensor, u: Tensor) -> Tensor:
+    """Inverse-CDF draw: probs (R, V), u (R,) uniform in [0, 1) → token ids (R,)."""
+    cdf = probs.cumsum(-1)
     # Scaled by the float sum of the row, so that u < 1 never runs off its end.
-    drawn = torch.searchsorted(cdf, u[:, None] * cdf[:, -1:], right=True)[:, 0]
-    return drawn.clamp_max(logp.shape[-1] - 1)
+    return torch.searchsorted(cdf, u[:, None] * cdf[:, -1:], right=True)[:, 0]
 
 
 @torch.inference_mode()
@@ -136,9 +134,9 @@ def _continue(model, prompts, n, uniform, eos_id, temperature, top_p):
         if temperature == 0:
             token = logits.argmax(-1)
         else:
-            table = sampling_logprobs(logits, temperature, top_p)
-            token = draw(table, uniform[alive, t])
-            logprobs[alive, t] = table.gather(-1, token[:, None])[:, 0]
+            probs = sampling_probs(logits, temperature, top_p)
+            token = draw(probs, uniform[alive, t])
+            logprobs[alive, t] = probs.gather(-1, token[:, None])[:, 0].log()
         ids[alive, t] = token
         going &= token != eos_id
         left = int(going.sum())

@@ -19,8 +19,8 @@ import numpy as np
 import torch
 
 from cria import realtext, tokenizer
+from cria.cache import KVCache
 from cria.config import Config, ModelConfig, ScalingConfig
-from cria.model import KVCache
 from cria.pretrain import held_out_loss, token_rows, train_base
 from cria.tokenizer import Tokenizer
 
@@ -107,9 +107,9 @@ def multi_head(model: ModelConfig) -> ModelConfig:
 
 
 def cache_bytes(model: ModelConfig) -> int:
-    """Bytes of the KV cache of one text of full length, counted on its tensors."""
+    """Bytes that the keys and values of one text of full length take, as stored."""
     cache = KVCache(model, torch.zeros(1, dtype=torch.long), model.max_seq_len)
-    return sum(t.numel() * t.element_size() for t in (*cache.k, *cache.v))
+    return cache.kv.nbytes
 
 
 def _encode(

@@ -51,8 +51,9 @@ def run(
                         flush=True,
                     )
         except BaseException:
+            processes = list(pool._processes.values())  # shutdown forgets them
             pool.shutdown(wait=False, cancel_futures=True)
-            for process in list(pool._processes.values()):
+            for process in processes:
                 process.terminate()
             raise
     return {name: results[name] for name in jobs}

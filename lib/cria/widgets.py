@@ -1,4 +1,4 @@
-"""Things to click in a notebook, each with a plain text where nothing can be clicked."""
+"""Things to click in a notebook; where nothing can be clicked, they are a sentence."""
 
 from __future__ import annotations
 
