@@ -7,6 +7,8 @@ BIN := $(VENV)/bin
 PYTHON ?=
 LAB_ARGS ?=
 
+export OMP_WAIT_POLICY ?= PASSIVE# threads that wait sleep: see lib/cria/__init__.py
+
 .PHONY: help course test lint lab book clean distclean constraints again
 .DEFAULT_GOAL := help
 

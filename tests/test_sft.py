@@ -130,9 +130,11 @@ def test_packed_loss_is_unpacked_loss(chain, vocabulary, written):
     alone, m = total_loss(model, unpacked(docs, 128))
     assert n == m == sum(sum(mask) for _, mask in docs)
     assert packed == pytest.approx(alone, rel=1e-5)
-    assert sft.answer_loss(model, pack(docs, 128), 3) == pytest.approx(
-        sft.answer_loss(model, unpacked(docs, 128), 7), rel=1e-5
-    )
+    for rows in (pack(docs, 128), unpacked(docs, 128)):
+        assert sft.answer_loss(model, rows, 7) == pytest.approx(alone / n, rel=1e-5)
+        everything = packing.batches(rows, len(rows), seed=0)(0)
+        trained_on = float(sft.sft_loss(model, everything)[0].detach())
+        assert trained_on == pytest.approx(alone / n, rel=1e-5)
 
 
 # Training

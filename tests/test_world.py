@@ -25,7 +25,7 @@ def pieces(village, tmp_path_factory):
     texts = [d for s in corpora.SOURCES for d in corpora.documents(village, s, 300)]
     texts += [(DATA / "README.md").read_text(encoding="utf-8")]
     path = tmp_path_factory.mktemp("pieces") / "world.model"
-    return tokenizer.train(texts, 1024, path, whole_words=village.words())
+    return tokenizer.train(texts, 1088, path, whole_words=village.words())
 
 
 def claims_in(village, text):
