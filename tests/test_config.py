@@ -114,7 +114,8 @@ def test_the_shares_of_a_mix_are_replaced_whole(tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text(
         "extends: course\n"
-        "pretrain: {mix: {forum: 0.5, sums: 0.5}, mix_plain: {forum: 0.4, sums: 0.6}}\n"
+        "pretrain: {mix: {forum: 0.5, sums: 0.5}}\n"
+        "comparisons: {mix_plain: {forum: 0.4, sums: 0.6}}\n"
     )
     assert load(file).pretrain.mix == {"forum": 0.5, "sums": 0.5}
 
@@ -152,7 +153,8 @@ MISTAKES = {  # change: what the sentence must name
     "scaling.seq_len=512": ["scaling.seq_len 512", "models.tiny.max_seq_len 256"],
     "pretrain.mix={forum: 0.5}": ["pretrain.mix", "sum to 0.5", "must sum to 1"],
     "pretrain.mix={forum: 2, sums: -1}": ["pretrain.mix.sums is -1", "never negative"],
-    "pretrain.mix_plain={forun: 1}": ["pretrain.mix_plain", "did you mean forum?"],
+    "comparisons.mix_plain={forun: 1}": ["comparisons.mix_plain", "forun"],
+    "comparisons.mix_steps=50": ["comparisons.mix_steps is 50", "50 steps"],
     "sft.variants.a.annotators={exprt: 1}": ["'exprt'", "did you mean expert?"],
     "best_of_n.top_p=0": ["best_of_n.top_p is 0"],
     "best_of_n.temperatures=[]": ["best_of_n.temperatures"],

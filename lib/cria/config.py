@@ -29,6 +29,7 @@ from cria.config_rlhf import (
 )
 from cria.config_stages import (
     STYLES,
+    ComparisonsConfig,
     ModelConfig,
     OptimConfig,
     PretrainConfig,
@@ -42,6 +43,7 @@ __all__ = [
     "GRADES",
     "STYLES",
     "BestOfNConfig",
+    "ComparisonsConfig",
     "Config",
     "ConfigError",
     "EvaluateConfig",
@@ -77,6 +79,7 @@ class Config:
     pretrain: PretrainConfig
     scaling: ScalingConfig
     sft: SFTConfig
+    comparisons: ComparisonsConfig
     preferences: PreferencesConfig
     reward: RewardConfig
     best_of_n: BestOfNConfig
@@ -91,6 +94,19 @@ class Config:
             "model.vocab_size",
             f"{{key}} is {self.model.vocab_size}, but tokenizer.vocab_size is "
             f"{self.tokenizer.vocab_size}; they must be equal",
+        )
+        strange = set(self.comparisons.mix_plain) - set(self.pretrain.mix)
+        need(
+            not strange,
+            "comparisons.mix_plain",
+            f"{{key}} names {min(strange, default='')}, which is not a source of "
+            "pretrain.mix",
+        )
+        need(
+            self.pretrain.optim.warmup_steps < self.comparisons.mix_steps,
+            "comparisons.mix_steps",
+            f"{{key}} is {self.comparisons.mix_steps}, no longer than the warm-up of "
+            f"{self.pretrain.optim.warmup_steps} steps",
         )
         for stage in ("pretrain", "sft", "rejection", "ghost"):
             length = getattr(self, stage).seq_len

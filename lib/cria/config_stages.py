@@ -150,16 +150,12 @@ class PretrainConfig:
     steps: int
     optim: OptimConfig
     mix: dict[str, float]  # source: share of tokens, factual sources up-sampled
-    mix_plain: dict[str, float]  # the same sources without up-sampling
-    ablation_steps: int  # steps of each arm when the two mixes are compared
     dtype: Dtype = "auto"
 
     def __post_init__(self) -> None:
-        positive(self, "batch_size", "seq_len", "steps", "ablation_steps")
+        positive(self, "batch_size", "seq_len", "steps")
         shares(self, "mix")
-        shares(self, "mix_plain", names=self.mix)
         warmup_fits(self, self.steps, "pre-training")
-        warmup_fits(self, self.ablation_steps, "the comparison of mixes")
 
     @property
     def tokens(self) -> int:
@@ -228,12 +224,23 @@ class SFTConfig:
     separator: bool  # a special token between prompt and answer
     packing: bool  # several demonstrations in one row
     variants: dict[str, SFTVariant]  # the models that preference data compares
-    few_demonstrations: int  # "quality is all you need": few by experts …
-    many_demonstrations: int  # … against many by everyone
     dtype: Dtype = "auto"
 
     def __post_init__(self) -> None:
         positive(self, "demonstrations", "batch_size", "seq_len", "epochs")
-        positive(self, "few_demonstrations", "many_demonstrations")
         shares(self, "kinds")
         warmup_fits(self, self.demonstrations * self.epochs / self.batch_size, "SFT")
+
+
+@dataclass(frozen=True)
+class ComparisonsConfig:
+    """Small runs beside the road (sections 2.1, 3.1); no stage depends on them."""
+
+    mix_plain: dict[str, float]  # the sources of `pretrain.mix` without up-sampling
+    mix_steps: int  # steps of each arm when the two mixes are compared
+    few_demonstrations: int  # "quality is all you need" (§3.1): few by experts …
+    many_demonstrations: int  # … against many by everyone
+
+    def __post_init__(self) -> None:
+        positive(self, "mix_steps", "few_demonstrations", "many_demonstrations")
+        shares(self, "mix_plain")
