@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PYTHON ?=
 LAB_ARGS ?=
 
-export OMP_WAIT_POLICY ?= PASSIVE# threads that wait sleep: see lib/cria/__init__.py
+export GOMP_SPINCOUNT ?= 1000# how long a waiting thread spins: lib/cria/machine.py
 
 .PHONY: help course test lint lab book clean distclean constraints again
 .DEFAULT_GOAL := help
