@@ -11,8 +11,8 @@ import sys
 def settle() -> None:
     """Called once, when cria is imported; does nothing where it does not apply."""
     # Torch's threads spin while they wait for each other. Spinning for long is costly
-    # when something else wants the core (a browser: five times slower), sleeping at
-    # once is costly always. Read when torch is loaded, and inherited by kernels.
+    # when something else wants the core, sleeping at once is costly always
+    # (`benchmarks/README.md`). Read when torch is loaded, and inherited by kernels.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     # Each step frees some megabytes and asks for them again. glibc hands them back to
     # the system in between, which clears every page anew: tell it to keep them.
