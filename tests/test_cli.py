@@ -223,6 +223,8 @@ def test_ctrl_c_lets_the_cell_save_then_ends_the_kernel(house):
     )
     write(house, "01_toy", slow)
     code = (
+        # A job in the background of a script is born deaf to Ctrl-C.
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "import sys; from pathlib import Path; from cria import stages, cli\n"
         f"stages.ROOT = Path({str(house)!r}); sys.exit(cli.main(['run']))"
     )
