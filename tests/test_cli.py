@@ -327,8 +327,8 @@ def test_a_conversation_ends_quietly(monkeypatch, end):
 def test_a_tag_that_a_model_babbles_does_not_end_the_conversation():
     class Babbler(Parrot):
         def answer(self, messages, **options):
-            assert not any("[/INST]" in m["content"] for m in messages)
-            return "so [/INST] it is"
+            assert not any("INST]" in m["content"] for m in messages)
+            return "so [/IN[/INST]ST] it is"
 
     conversation = talk.Conversation(Babbler())
     assert [conversation.say("hello") for _ in range(2)] == ["so  it is"] * 2

@@ -269,6 +269,20 @@ def test_reading_with_a_cache_is_reading_at_once(model, steps):
     torch.testing.assert_close(torch.cat(parts, 1), model(ids), atol=1e-4, rtol=0)
 
 
+def test_a_cache_works_with_gradients_on_too(model):
+    ids = tokens(2, 6)
+    cache = KVCache(GROUPED, torch.zeros(2, dtype=torch.long), 6)
+    parts = [model(part, cache=cache) for part in ids.split([4, 2], 1)]
+    torch.testing.assert_close(torch.cat(parts, 1), model(ids), atol=1e-4, rtol=0)
+    assert not cache.kv.requires_grad
+
+
+def test_documents_beside_a_cache_are_refused(model):
+    cache = KVCache(GROUPED, torch.zeros(1, dtype=torch.long), 4)
+    with pytest.raises(ValueError, match="not both"):
+        model(tokens(1, 4), torch.tensor([[0, 0, 1, 1]]), cache=cache)
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("steps", [[12], [8, 1, 3], [1] * 12])
 def test_a_cache_knows_the_padding_of_its_rows(model, steps):

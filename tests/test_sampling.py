@@ -366,6 +366,7 @@ def test_a_draw_at_the_edge_is_a_possible_token():
         ({"temperature": -1.0}, "temperature ≥ 0"),
         ({"top_p": 0.0}, "0 < top_p ≤ 1"),
         ({"top_p": 1.5}, "0 < top_p ≤ 1"),
+        ({"n": 0}, "n ≥ 1"),
         ({"seeds": [1, 2]}, "got 2 seeds for 4 rows"),
         ({"n": 2, "seeds": [1, 2, 3, 4]}, "got 4 seeds for 8 rows"),
         ({"max_new_tokens": 74}, "81 tokens, more than .* max_seq_len=80"),

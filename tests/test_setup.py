@@ -195,3 +195,8 @@ def test_a_book_needs_notebooks_that_ran(tmp_path, capsys):
     assert main(executed, source) == 0
     assert "00_a\n01_b\n```" in (source / "index.md").read_text()
     assert not (source / "scratch.ipynb").exists()
+
+
+def test_the_readme_has_no_gaps():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert not re.search(r"\b[A-Z]+-MINUTES\b", text)

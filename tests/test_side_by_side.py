@@ -63,3 +63,7 @@ def test_the_first_error_is_raised_and_ends_the_rest():
     with pytest.raises(ZeroDivisionError):
         side_by_side.run(divide_or_sleep, jobs, workers=2)
     assert time.perf_counter() - began < 60  # the slow one sleeps for two minutes
+
+
+def test_no_jobs_no_results():
+    assert side_by_side.run(print, {}) == {}

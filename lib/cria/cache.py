@@ -48,12 +48,13 @@ class KVCache:
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Write k, v (B, K, T, E) behind what is there; return all L columns.
 
+        The cache is for reading on, not for training: no gradient flows through it.
         ``length`` is for the caller to raise, after the last layer.
         """
         T = k.shape[2]
-        keys, values = self.kv[layer]
-        keys.narrow(2, self.length, T).copy_(k)
-        values.narrow(2, self.length, T).copy_(v)
+        keys, values = self.kv[layer, 0], self.kv[layer, 1]
+        keys.narrow(2, self.length, T).copy_(k.detach())
+        values.narrow(2, self.length, T).copy_(v.detach())
         L = self.length + T
         return keys.narrow(2, 0, L), values.narrow(2, 0, L)
 

@@ -34,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except (ValueError, OSError, RuntimeError) as error:
         if debug:
+            print(getattr(error, "traceback", ""), file=sys.stderr)  # of the cell
             raise
         print(f"cria: {error}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1

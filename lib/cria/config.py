@@ -37,6 +37,7 @@ from cria.config_stages import (
     SFTConfig,
     SFTVariant,
     TokenizerConfig,
+    warmup_fits,
 )
 
 __all__ = [
@@ -108,6 +109,19 @@ class Config:
             f"{{key}} is {self.comparisons.mix_steps}, no longer than the warm-up of "
             f"{self.pretrain.optim.warmup_steps} steps",
         )
+        need(
+            {"a", "b"} <= set(self.sft.variants),
+            "sft.variants",
+            "{key} must hold the two variants a and b that preference data compares",
+        )
+        for name, model in self.scaling.models.items():
+            need(
+                model.vocab_size == self.tokenizer.real_vocab_size,
+                f"scaling.models.{name}.vocab_size",
+                f"{{key}} is {model.vocab_size}, but tokenizer.real_vocab_size is "
+                f"{self.tokenizer.real_vocab_size}; they must be equal",
+            )
+        self._warmups_fit()
         for stage in ("pretrain", "sft", "rejection", "ghost"):
             length = getattr(self, stage).seq_len
             need(
@@ -116,6 +130,22 @@ class Config:
                 f"{{key}} {length} is longer than model.max_seq_len "
                 f"{self.model.max_seq_len}",
             )
+
+    def _warmups_fit(self) -> None:
+        """For the stages whose number of steps takes more than one section to know."""
+        pairs, answers, ppo = self.preferences, self.rejection, self.ppo
+        steps = {
+            "reward": (pairs.pairs + pairs.open_pairs)
+            * self.reward.epochs
+            / self.reward.batch_size,
+            "rejection": answers.prompts * answers.epochs / answers.batch_size,
+            "ppo": ppo.iterations * ppo.batch_size / ppo.minibatch_size,
+        }
+        for stage, n in steps.items():
+            try:
+                warmup_fits(getattr(self, stage), n, stage)
+            except ConfigError as error:
+                raise error.inside(stage) from None
 
 
 def presets() -> list[str]:

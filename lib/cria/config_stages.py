@@ -129,7 +129,7 @@ def warmup_fits(section: object, total_steps: float, what: str) -> None:
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-    """SentencePiece BPE with byte fallback and split digits (section 2.2.1)."""
+    """SentencePiece BPE with byte fallback and split digits (section 2.2)."""
 
     vocab_size: int
     documents: int  # texts of the tiny world to learn pieces from
@@ -165,7 +165,7 @@ class PretrainConfig:
 
 @dataclass(frozen=True)
 class ScalingConfig:
-    """Bigger networks on the same text (section 2.2.1, Fig. 5)."""
+    """Bigger networks on the same text (section 2.2, Fig. 5)."""
 
     models: dict[str, ModelConfig]  # smallest first
     batch_size: int  # rows

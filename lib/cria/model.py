@@ -104,7 +104,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
     The T queries are the last T of the L positions.
 
     Plain matrix products over the keys that a chunk can see: about half of the full
-    square, and in bfloat16 on a CPU faster than the fused kernel (`benchmarks/`).
+    square, and in bfloat16 on a CPU faster than torch's fused kernel.
     The G queries that share a key head stand side by side in one matrix, so that no
     key or value is copied for each query head: this is what GQA saves.
     """
@@ -232,10 +232,15 @@ class Llama(nn.Module):
         doc_ids (B, T): a token sees earlier tokens of its own document only, and
             positions restart with each document; a negative id is padding. Packed
             rows, left padding and right padding are all said this way.
-        cache: continue the rows it holds (it knows their padding).
+        cache: continue the rows it holds; it knows their padding, so that doc_ids
+            beside it are a ValueError. No gradient flows through what it holds.
         hidden: return the normed last states (B, T, D), before the output matrix.
         """
         c, T = self.config, ids.shape[1]
+        if cache is not None and doc_ids is not None:
+            raise ValueError(
+                "Give doc_ids or a cache, not both: a cache knows its own padding."
+            )
         past = cache.length if cache is not None else 0
         if past + T > c.max_seq_len:
             raise ValueError(

@@ -77,6 +77,8 @@ def generate(
     A prompt is read once, however many samples it gets; rows that are done leave
     the batch. ``dtype`` bfloat16 samples from a bfloat16 copy of the model.
     """
+    if n < 1:
+        raise ValueError(f"generate needs n ≥ 1 samples a prompt; got {n}.")
     rows = len(prompts) * n
     if isinstance(seeds, int):
         seeds = [seeds * 1_000_003 + r for r in range(rows)]

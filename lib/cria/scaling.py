@@ -1,4 +1,4 @@
-"""Bigger networks on the same text (paper §2.2.1, Fig. 5), and what GQA costs.
+"""Bigger networks on the same text (paper §2.2, Fig. 5), and what GQA costs.
 
     text = real_text(config, seed)
     run_size(config.scaling.models["tiny"], config.scaling, text, seed)

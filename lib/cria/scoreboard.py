@@ -138,7 +138,7 @@ def interval(recorded: Interval) -> str:
 
 
 def number(value: float) -> str:
-    """With a sign, and two decimals or three digits."""
+    """With a sign, and two decimals or two digits."""
     text = f"{value:+.2f}" if 0.1 <= abs(value) < 100 else f"{value:+.2g}"
     return "0" if value == 0 else text.replace("-", "−")
 

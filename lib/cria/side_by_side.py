@@ -29,6 +29,8 @@ def run(
     picklable. The first error ends the rest and is raised here. Results do not
     depend on the number of workers: each job has one thread.
     """
+    if not jobs:
+        return {}
     workers = min(workers or os.cpu_count() or 1, len(jobs))
     began = said = time.perf_counter()
     # A forked copy of a process that has used torch can hang: start afresh.

@@ -95,7 +95,12 @@ def speaker(
         # a checkpoint, or a stage's folder in the cache, which holds one
         folder = path / "model" if (path / "model").is_dir() else path
         tokenizer = Tokenizer(folder / "tokenizer.model")
-        return Speaker(path.name, checkpoints.load(folder), tokenizer)
+        return Speaker(
+            path.name,
+            checkpoints.load(folder),
+            tokenizer,
+            separator=config.sft.separator,
+        )
     name = stage_or_path or newest(config, seed)
     made = stages.get(name, config, seed, say=say)
     return Speaker(
@@ -124,8 +129,11 @@ class Conversation:
         """
         turn = [*self.messages, {"role": "user", "content": text}]
         answer = self.speaker.answer(turn, seed=self.seed + len(turn), **self.options)
-        for tag in TAGS:  # a young model may babble one; in the next prompt it must
-            answer = answer.replace(tag, "")  # not look like a new turn
+        # A young model may babble a tag; in the next prompt it must not look like a
+        # new turn. What is left of "[IN[INST]ST]" is a tag again.
+        while any(tag in answer for tag in TAGS):
+            for tag in TAGS:
+                answer = answer.replace(tag, "")
         self.messages = [*turn, {"role": "assistant", "content": answer.strip()}]
         return answer.strip()
 

@@ -1,6 +1,6 @@
 """Text to ids and back: SentencePiece BPE with Llama 2's settings.
 
-Llama 2 (section 2.1) uses a byte-pair vocabulary of 32,000 pieces: every digit
+Llama 2 (section 2.2) uses a byte-pair vocabulary of 32,000 pieces: every digit
 stands alone, unknown characters fall back to bytes, and the text is not
 normalised. `train` makes small vocabularies the same way; `Tokenizer` reads them
 and the original `tokenizer.model` alike.
