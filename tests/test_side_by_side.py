@@ -2,7 +2,10 @@
 
 import math
 import os
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -67,3 +70,42 @@ def test_the_first_error_is_raised_and_ends_the_rest():
 
 def test_no_jobs_no_results():
     assert side_by_side.run(print, {}) == {}
+
+
+def test_workers_end_when_the_one_who_waits_is_killed(tmp_path):
+    started = tmp_path / "started"
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "import test_side_by_side as t\n"
+        "if __name__ == '__main__':\n"
+        "    t.side_by_side.run(t.sleeper, {'a': {'path': sys.argv[2]}})\n"
+    )
+    script = tmp_path / "main.py"
+    script.write_text(code)
+    here = str(Path(__file__).parent)
+    child = subprocess.Popen([sys.executable, script, here, started])
+    worker = _when(lambda: started.exists() and started.read_text())
+    child.kill()
+    child.wait()
+    _when(lambda: not _alive(int(worker)))
+
+
+def sleeper(path):
+    Path(path).write_text(str(os.getpid()))
+    time.sleep(60)
+
+
+def _when(condition, seconds=30):
+    end = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)
+    return value
+
+
+def _alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
