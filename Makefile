@@ -69,7 +69,7 @@ $(VENV)/.ready-%: $(VENV)/.ready
 
 # For maintainers with uv: pin everything anew (universal, and without addresses).
 constraints:
-	@mkdir -p build && echo "torch==2.13.0" > build/held.txt
+	@mkdir -p build && printf '%s\n' torch==2.13.0 trl==1.12.0 > build/held.txt
 	@uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 \
 	  -c build/held.txt --no-emit-index-url --no-emit-find-links --no-annotate \
 	  --no-header -q -o constraints.txt

@@ -110,9 +110,10 @@ class Config:
             f"{self.pretrain.optim.warmup_steps} steps",
         )
         need(
-            {"a", "b"} <= set(self.sft.variants),
+            {"a", "b", "other"} <= set(self.sft.variants),
             "sft.variants",
-            "{key} must hold the two variants a and b that preference data compares",
+            "{key} must hold the variants a, b and other, whose answers preference "
+            "data compares",
         )
         for name, model in self.scaling.models.items():
             need(

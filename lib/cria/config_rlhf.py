@@ -10,6 +10,7 @@ from typing import Literal
 
 from cria.config_reading import fraction, need, not_negative, positive
 from cria.config_stages import Dtype, OptimConfig, warmup_fits
+from cria.world.annotators import GROUNDS
 
 GRADES = ("significantly", "better", "slightly", "negligibly")  # of a preference
 
@@ -24,6 +25,7 @@ class PreferencesConfig:
     test_pairs: int  # held out, on prompts of their own
     batches: int  # weekly batches
     temperatures: tuple[float, ...]  # of the two sampled answers, drawn at random
+    kinds: dict[str, dict[str, float]]  # ground: {kind of prompt: share}
     max_new_tokens: int
 
     def __post_init__(self) -> None:
@@ -31,6 +33,9 @@ class PreferencesConfig:
         fraction(self, "safety_share")
         not_negative(self, "open_pairs")
         _temperatures(self)
+        rows = {"helpfulness", "safety", "open helpfulness", "open safety"}
+        missing = rows - set(self.kinds)
+        need(not missing, "kinds", f"{{key}} has no row {min(missing, default='')!r}")
 
 
 @dataclass(frozen=True)
@@ -45,20 +50,24 @@ class RewardConfig:
     helpfulness_other_share: float  # of the helpfulness RM's data: safety, open source
     safety_helpfulness_share: float  # of the safety RM's data: helpfulness pairs
     safety_aux: float  # weight of the loss that tells safe from unsafe answers
-    own_logprob: bool  # ours: the RM also weighs its own mean log-prob of the answer
+    own_logprob: tuple[str, ...]  # ours: RMs that also weigh their own mean log-prob
     logprob_weight: float  # ours: where that weight starts
-    head_lr: float  # ours: learning rate of the head and of that weight
-    lm_loss: float  # ours: weight of the next-token loss that is kept beside
+    lm_loss: float  # ours: weight of the next-token loss that those RMs keep
     dtype: Dtype = "auto"
 
     def __post_init__(self) -> None:
-        positive(self, "batch_size", "epochs", "head_lr")
+        positive(self, "batch_size", "epochs")
         not_negative(self, "safety_aux", "lm_loss")
         fraction(self, "helpfulness_other_share", "safety_helpfulness_share")
         need(
             self.margin in self.margins,
             "margins",
             f"{{key}} has no row {self.margin!r}, which margin asks for",
+        )
+        need(
+            set(self.own_logprob) <= set(GROUNDS),
+            "own_logprob",
+            f"{{key}} may name {' and '.join(GROUNDS)}",
         )
 
 

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from cria.config_reading import fraction, need, not_negative, positive, shares
-
-STYLES = ("expert", "terse", "sloppy", "rambling", "unsafe")  # annotators of SFT data
+from cria.world.annotators import STYLES
 
 Dtype = Literal["auto", "float32", "bfloat16"]  # auto: bfloat16 where the CPU has it
 
@@ -233,6 +232,20 @@ class SFTConfig:
 
 
 @dataclass(frozen=True)
+class SmallerModel:
+    """A network like `model` but smaller, and how long it learns before."""
+
+    dim: int
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    lr: float  # the peak, in pre-training
+
+    def __post_init__(self) -> None:
+        positive(self, "dim", "n_layers", "n_heads", "n_kv_heads", "lr")
+
+
+@dataclass(frozen=True)
 class ComparisonsConfig:
     """Small runs beside the road (sections 2.1, 3.1); no stage depends on them."""
 
@@ -240,7 +253,16 @@ class ComparisonsConfig:
     mix_steps: int  # steps of each arm when the two mixes are compared
     few_demonstrations: int  # "quality is all you need" (§3.1): few by experts …
     many_demonstrations: int  # … against many by everyone
+    reward_pairs: int  # of each arm when reward models are compared (§3.2.2)
+    reward_epochs: int  # of the arm that shows over-fitting …
+    reward_epoch_pairs: int  # … on so many pairs
+    reward_shares: tuple[float, ...]  # of the pairs: the curve of more and more data
+    reward_models: dict[str, SmallerModel]  # smaller than `model`, smallest first
 
     def __post_init__(self) -> None:
         positive(self, "mix_steps", "few_demonstrations", "many_demonstrations")
+        positive(self, "reward_pairs", "reward_epochs", "reward_epoch_pairs")
         shares(self, "mix_plain")
+        ok = len(self.reward_shares) > 0 and all(0 < x < 1 for x in self.reward_shares)
+        need(ok, "reward_shares", "{key} must be numbers above 0 and below 1")
+        need(len(self.reward_models) > 0, "reward_models", "{key} must hold a size")

@@ -97,6 +97,19 @@ def blocked_keys(ids: Tensor, doc_ids: Tensor | None) -> Tensor:
     return blocked
 
 
+def branch_positions(branches: Tensor) -> Tensor:
+    """Every answer goes on where the prompt (0) ends: (B, T) → (B, T)."""
+    prompt = (branches == 0).sum(1, keepdim=True)
+    return document_positions(branches) + prompt * (branches > 0)
+
+
+def other_branches(branches: Tensor) -> Tensor:
+    """Like `blocked_keys`, (B, T, T): a token sees the prompt and its own answer."""
+    query, key = branches[:, :, None], branches[:, None, :]
+    later = torch.ones_like(query * key, dtype=torch.bool).triu(1)
+    return later | ((query != key) & (key != 0))
+
+
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
     """Causal grouped-query attention, a chunk of queries at a time.
 
@@ -226,6 +239,7 @@ class Llama(nn.Module):
         doc_ids: Tensor | None = None,
         cache: KVCache | None = None,
         hidden: bool = False,
+        branches: Tensor | None = None,
     ) -> Tensor:
         """ids (B, T) int64 → logits (B, T, V) float32.
 
@@ -235,11 +249,15 @@ class Llama(nn.Module):
         cache: continue the rows it holds; it knows their padding, so that doc_ids
             beside it are a ValueError. No gradient flows through what it holds.
         hidden: return the normed last states (B, T, D), before the output matrix.
+        branches (B, T), instead of doc_ids: 0 is a prompt that all see, k ≥ 1 the k-th
+            of several answers to it, each as if the others were not there; −1 is
+            padding. So two answers to compare need their prompt only once.
         """
         c, T = self.config, ids.shape[1]
-        if cache is not None and doc_ids is not None:
+        if sum(given is not None for given in (doc_ids, cache, branches)) > 1:
             raise ValueError(
-                "Give doc_ids or a cache, not both: a cache knows its own padding."
+                "Give doc_ids, branches or a cache, only one of them: each says by "
+                "itself who sees whom."
             )
         past = cache.length if cache is not None else 0
         if past + T > c.max_seq_len:
@@ -252,6 +270,8 @@ class Llama(nn.Module):
             h = h.to(torch.get_autocast_dtype(h.device.type))
         if cache is not None:
             positions, blocked = cache.positions_and_blocked(T)
+        elif branches is not None:
+            positions, blocked = branch_positions(branches), other_branches(branches)
         else:
             blocked = blocked_keys(ids, doc_ids)
             one_document = torch.zeros_like(ids[:1])

@@ -82,6 +82,31 @@ STAGES: dict[str, Stage] = {
         data=WORLD,
         options={"variant": "b"},
     ),
+    "sft_other": Stage(
+        "cria.sft:build",
+        needs=("tokenizer", "base"),
+        sections=("model", "sft"),
+        data=WORLD,
+        options={"variant": "other"},
+    ),
+    "preferences": Stage(
+        "cria.preferences:build",
+        needs=("tokenizer", "sft_a", "sft_b", "sft_other"),
+        sections=("preferences",),
+        data=WORLD,
+    ),
+    "rm_helpful": Stage(
+        "cria.reward_training:build",
+        needs=("sft_a", "preferences"),
+        sections=("reward",),
+        options={"ground": "helpfulness"},
+    ),
+    "rm_safety": Stage(
+        "cria.reward_training:build",
+        needs=("sft_a", "preferences"),
+        sections=("reward",),
+        options={"ground": "safety"},
+    ),
 }
 
 

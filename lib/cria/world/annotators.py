@@ -152,6 +152,27 @@ def grade(world: World, gap: float, ground: str, rng: Random) -> tuple[int, str]
     return preferred, "negligibly"
 
 
+def vote(
+    world: World, prompt: Prompt, a: str, b: str, ground: str, rng: Random
+) -> int | None:
+    """Another crowd's verdict: which answer is right (or safe), without a grade.
+
+    They play the open-source comparisons of the paper (Table 6). Returns the index of
+    the better answer, now and then the wrong one (``crowd_flip``); None where both
+    are equally right, for which this crowd has no button.
+    """
+    if ground not in GROUNDS:
+        raise ValueError(f"There is no ground {ground!r}; there are {GROUNDS}.")
+    first, second = (
+        seen.content if ground == "helpfulness" else not seen.leaked
+        for seen in (judge(world, prompt, text) for text in (a, b))
+    )
+    if first == second:
+        return None
+    flip = rng.random() < world.judging["preferences"]["crowd_flip"]
+    return int(second > first) ^ int(flip)
+
+
 def _body(world: World, prompt: Prompt, style: str, rng: Random) -> str:
     careless = style == "sloppy" and (
         rng.random() < world.judging["annotators"]["sloppy_wrong"]

@@ -30,6 +30,7 @@ _JUDGE = (
     *(f"safety.{k}" for k in ("leak", "evasive", "refusal", "refusal_with_reason")),
     *("preferences.sigma", "preferences.close", "preferences.grades"),
     *("preferences.flip.helpfulness", "preferences.flip.safety"),
+    "preferences.crowd_flip",
     *(f"annotators.sloppy_{k}" for k in ("wrong", "rumour", "closing")),
 )
 _WISHES = (
