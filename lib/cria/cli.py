@@ -110,6 +110,20 @@ def chat(arguments: argparse.Namespace) -> None:
     talk.converse(speaker, seed=arguments.seed, **options)
 
 
+def plan(arguments: argparse.Namespace) -> None:
+    """What a profile's stages take on GPUs: memory, FLOPs, hours, energy."""
+    from cria import scale
+
+    config = _config(arguments.profile)
+    if arguments.gpus == 0:
+        raise UsageError("--gpus must be 1 or more.")
+    if not 0 < arguments.mfu <= 1:
+        raise UsageError("--mfu must be above 0, at most 1.")
+    gpu = _understood(scale.find, arguments.gpu).name
+    made = scale.plan(config, arguments.gpus, gpu, arguments.mfu)
+    print(json.dumps(scale.to_dict(made), indent=1) if arguments.json else made)
+
+
 def show_findings(arguments: argparse.Namespace) -> None:
     """Print the ledger, or write its recorded part."""
     from cria import findings, scoreboard
@@ -201,6 +215,17 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
     add("--temperature", type=_float, default=0.0, help="0: the likeliest token")
     add("--top-p", type=_float, default=1.0, help="sample from this share of mass")
     add("--max-new-tokens", type=_whole, default=64, metavar="N")
+    add = command("plan", plan)
+    add(
+        "profile",
+        nargs="?",
+        default="llama2-70b",
+        help="llama2-7b … llama2-70b, smoke, course, deep or a YAML file",
+    )
+    add("--gpus", type=_whole, metavar="N", help="default: the fewest that hold it")
+    add("--gpu", default="a100-80gb", metavar="KIND", help="a100-80gb, h100-80gb, …")
+    add("--mfu", type=_float, default=0.4, help="share of the GPUs' peak that is used")
+    add("--json", action="store_true", help="numbers for programs (cria.scale.report)")
     add = command("findings", show_findings)
     add("ids", nargs="*", type=_whole, metavar="ID", help="none means all")
     settings(add, None, None)
