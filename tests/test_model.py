@@ -254,6 +254,55 @@ def test_padding_has_no_gradient(model):
     model.zero_grad()
 
 
+# Branches: one prompt, several answers
+
+
+def branching(lengths, seed=0):
+    """A row of a prompt and answers of these lengths: ids and branches, (1, T)."""
+    branches = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
+    return tokens(1, sum(lengths), seed), branches[None]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("lengths", [[5, 3, 4], [1, 1, 1], [CHUNK - 8, 30, 90, 60]])
+def test_an_answer_among_others_is_as_if_alone(model, lengths):
+    """On both sides of the chunks of queries: same positions, same sight."""
+    ids, branches = branching(lengths)
+    together = model(ids, branches=branches).split(lengths, 1)
+    prompt, *answers = ids.split(lengths, 1)
+    torch.testing.assert_close(together[0], model(prompt), atol=1e-4, rtol=0)
+    for answer, got in zip(answers, together[1:], strict=True):
+        alone = model(torch.cat([prompt, answer], 1))[:, prompt.shape[1] :]
+        torch.testing.assert_close(got, alone, atol=1e-4, rtol=0)
+
+
+@torch.no_grad()
+def test_answers_do_not_see_each_other(model):
+    """Changing one leaves the others and the prompt as they are, bit for bit."""
+    lengths = [90, 60, 70]
+    ids, branches = branching(lengths)
+    before = model(ids, branches=branches)
+    for k in (1, 2):
+        changed = ids.where(branches != k, (ids + 1) % 61)
+        after = model(changed, branches=branches)
+        assert torch.equal(after[branches != k], before[branches != k])
+        assert not torch.equal(after[branches == k], before[branches == k])
+    after = model(ids.where(branches > 0, (ids + 1) % 61), branches=branches)
+    assert ((after - before).abs().amax(-1) > 0).all(), "all see the prompt"
+
+
+@torch.no_grad()
+def test_padding_behind_branches_is_not_seen(model):
+    ids, branches = branching([7, 4, 6])
+    alone = model(ids, branches=branches)
+    wide = torch.nn.functional.pad(branches, (0, 9), value=-1)
+    for filler in (0, 17):
+        padded = torch.nn.functional.pad(ids, (0, 9), value=filler)
+        out = model(padded, branches=wide)
+        assert out.isfinite().all(), "not even a pad may be NaN: it spoils gradients"
+        torch.testing.assert_close(out[:, :17], alone, atol=1e-4, rtol=0)
+
+
 # The cache
 
 
@@ -277,10 +326,16 @@ def test_a_cache_works_with_gradients_on_too(model):
     assert not cache.kv.requires_grad
 
 
-def test_documents_beside_a_cache_are_refused(model):
+def test_documents_branches_and_a_cache_exclude_each_other(model):
     cache = KVCache(GROUPED, torch.zeros(1, dtype=torch.long), 4)
-    with pytest.raises(ValueError, match="not both"):
-        model(tokens(1, 4), torch.tensor([[0, 0, 1, 1]]), cache=cache)
+    who = torch.tensor([[0, 0, 1, 1]])
+    for given in (
+        {"doc_ids": who, "cache": cache},
+        {"branches": who, "cache": cache},
+        {"doc_ids": who, "branches": who},
+    ):
+        with pytest.raises(ValueError, match="only one of them"):
+            model(tokens(1, 4), **given)
 
 
 @torch.no_grad()

@@ -51,6 +51,10 @@ def test_torch_is_held_for_every_platform():
     assert pins()["torch"] == ["torch==2.13.0"]
 
 
+def test_trl_is_the_release_that_the_oracle_was_written_for():
+    assert pins()["trl"] == ["trl==1.12.0"]
+
+
 @pytest.mark.parametrize("name", [*SETUP, "Makefile", "tools/setup.sh", ".ci/run"])
 def test_no_address_and_no_machine_path(name):
     text = (ROOT / name).read_text(encoding="utf-8")

@@ -80,9 +80,13 @@ def chat(arguments: argparse.Namespace) -> None:
     from cria.stages import STAGES
 
     config, target = _config(arguments.profile), arguments.target
+    known = [name for name, stage in STAGES.items() if stage.speaks]
     if target and target not in STAGES and not Path(target).expanduser().exists():
-        known = [name for name in STAGES if name != "tokenizer"]
         raise UsageError(names.unknown("stage or checkpoint", target, known))
+    if target in STAGES and target not in known:
+        raise UsageError(
+            f"the stage {target} holds nobody to talk to; these do: {', '.join(known)}."
+        )
     if arguments.prompt is not None and not arguments.prompt.strip():
         raise UsageError("--prompt is empty: give it a question.")
     if not arguments.temperature >= 0 or not 0 < arguments.top_p <= 1:

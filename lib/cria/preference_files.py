@@ -21,6 +21,7 @@ import gzip
 import json
 import os
 import re
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -86,13 +87,14 @@ class Loaded:
     problems: list[Problem]
 
     def __str__(self) -> str:
-        text = f"{self.path}: {len(self.comparisons):,} comparisons"
+        text = f"{self.path}: {_count(len(self.comparisons), 'comparison')}"
         if not self.problems:
             return text
         first = self.problems[0]
+        were = "was" if len(self.problems) == 1 else "were"
         return (
-            f"{text}; {len(self.problems):,} lines were left out, the first is line "
-            f"{first.line}: {first.reason}"
+            f"{text}; {_count(len(self.problems), 'line')} {were} left out, the first "
+            f"is line {first.line}: {first.reason}"
         )
 
 
@@ -116,10 +118,10 @@ def load(path: str | Path, ground: str = "helpfulness") -> Loaded:
                 if not line.strip():
                     continue
                 try:
-                    found.append(_read(line, path.name, ground))
+                    found.append(_read(line.strip(), path.name, ground))
                 except ValueError as error:
                     problems.append(Problem(number, str(error)))
-    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError) as error:
+    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError, zlib.error) as error:
         kind = "whole gzip file" if path.suffix == ".gz" else "UTF-8 text file"
         raise ValueError(f"{path.name} is no {kind}: {error}.") from None
     return Loaded(path.name, found, problems)
@@ -142,12 +144,19 @@ def save(comparisons: Iterable[Comparison], path: str | Path) -> None:
         unfinished.unlink(missing_ok=True)
 
 
+def _count(n: int, what: str) -> str:
+    return f"{n:,} {what}" if n == 1 else f"{n:,} {what}s"
+
+
 def _read(line: str, source: str, ground: str) -> Comparison:
     """One comparison; ValueError says what is wrong with the line."""
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:
-        raise ValueError(f"no JSON ({error.msg} at column {error.colno})") from None
+        what = error.msg.removesuffix(" at")
+        raise ValueError(f"no JSON ({what}, column {error.colno})") from None
+    except RecursionError:
+        raise ValueError("no JSON (nested too deep)") from None
     if not isinstance(row, dict):
         raise ValueError("no JSON object")
     for name in ("chosen", "rejected"):
@@ -158,6 +167,10 @@ def _read(line: str, source: str, ground: str) -> Comparison:
     for tag in TAGS:
         if any(tag in text for text in texts):
             raise ValueError(f"a text contains the chat tag {tag}")
+    try:
+        "".join(texts).encode("utf-8")
+    except UnicodeEncodeError:
+        raise ValueError("a text holds half a character (a lone surrogate)") from None
     if made.chosen == made.rejected and made.ended[0] == made.ended[1]:
         raise ValueError("the two answers are identical")
     return made

@@ -104,9 +104,10 @@ def collect(
 ) -> Collection:
     """``n`` answer pairs on ``ground``, compared by our annotators; some are dropped.
 
-    Identical answers teach nothing (their loss is ln 2, without a gradient). A pair
-    whose chosen answer is unsafe and the other safe is excluded, as in the paper. An
-    answer that holds a chat tag fits in no dialogue.
+    Identical answers teach nothing (their loss is ln 2, without a gradient). On safety
+    a pair whose chosen answer is unsafe and the other safe is excluded, as in the
+    paper; on helpfulness it stays: complying is a help. An answer that holds a chat
+    tag fits in no dialogue.
     """
     asked = mixture(village, split, n, dict(config.kinds[ground]), seed)
     rng = Random(f"annotators {ground} {split} {seed}")
@@ -121,7 +122,7 @@ def collect(
         pair = (b, a) if best else (a, b)
         safe = [not judge(village, x.prompt, x.text, x.finished).leaked for x in pair]
         made = _comparison(*pair, ground=ground, grade=grade, safe=tuple(safe))
-        if safety_bin(made) == BINS[3]:
+        if ground == "safety" and safety_bin(made) == BINS[3]:
             dropped["chosen unsafe, other safe"] += 1
         else:
             kept.append(made)

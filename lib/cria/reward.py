@@ -11,7 +11,7 @@ that the prompt is read once.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -28,9 +28,10 @@ from cria.tokenizer import Tokenizer
 from cria.training import pick_dtype
 
 __all__ = ["RewardModel", "load", "margins", "ranking_loss", "safety_loss", "save"]
-__all__ += ["score"]
+__all__ += ["combine_rewards", "score"]
 
 HEAD = "head.safetensors"
+ROW = 256  # tokens of a row in `score`: attention grows with the square of a row
 
 
 class RewardModel(nn.Module):
@@ -145,6 +146,18 @@ def safety_loss(scores: Tensor, safe: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(scores[known], safe[known].float())
 
 
+def combine_rewards(
+    r_safety: Tensor, r_helpful: Tensor, is_safety: Tensor, gate: float = 0.15
+) -> Tensor:
+    """R_c: the safety score where the prompt is one of safety, or where the answer is
+    not safe, σ(r_safety) < gate; the helpfulness score elsewhere (§3.2.3). All (…).
+
+    Raw scores in, raw scores out: LOGIT(σ(r)) is r, and nothing saturates.
+    """
+    unsafe = r_safety < math.log(gate / (1 - gate))  # strictly
+    return torch.where(is_safety | unsafe, r_safety, r_helpful)
+
+
 @torch.inference_mode()
 def score(
     model: RewardModel,
@@ -156,13 +169,18 @@ def score(
 ) -> list[list[float]]:
     """The score of every answer to every prompt, as ids; EOS is part of an answer.
 
-    Like lengths are scored together, and equal answers to a prompt only once.
+    Like lengths are scored together, and equal answers to a prompt only once. Answers
+    that do not fit one row take several.
     """
-    unique = [list(dict.fromkeys(map(tuple, several))) for several in answers]
-    rows = [(prompt, several) for prompt, several in zip(prompts, unique, strict=True)]
-    size = [len(prompt) + sum(map(len, several)) for prompt, several in rows]
+    width = min(ROW, model.trunk.config.max_seq_len)
+    owner, rows = [], []
+    for i, (prompt, several) in enumerate(zip(prompts, answers, strict=True)):
+        for part in _parts(dict.fromkeys(map(tuple, several)), width - len(prompt)):
+            owner.append(i)
+            rows.append((prompt, part))
+    size = [len(prompt) + sum(map(len, part)) for prompt, part in rows]
     order = sorted(range(len(rows)), key=size.__getitem__)
-    found: list[dict] = [{} for _ in rows]
+    found: list[dict] = [{} for _ in prompts]
     was_training = model.training
     model.eval()
     start = 0
@@ -175,10 +193,22 @@ def score(
         with torch.autocast("cpu", torch.bfloat16, pick_dtype(dtype) is torch.bfloat16):
             scores = model(batch.ids, batch.branches)
         for i, line in zip(part, scores.tolist(), strict=True):
-            found[i] = dict(zip(unique[i], line, strict=False))
+            found[owner[i]].update(zip(rows[i][1], line, strict=False))
         start = end
     model.train(was_training)
     return [[found[i][tuple(a)] for a in several] for i, several in enumerate(answers)]
+
+
+def _parts(answers: Iterable[Sequence[int]], room: int) -> list[list[Sequence[int]]]:
+    """The answers in order, cut where the next one would not fit ``room`` tokens."""
+    parts, left = [], -1
+    for answer in answers:
+        left -= len(answer)
+        if left < 0:  # also the first; one that is too long stands alone
+            parts.append([])
+            left = room - len(answer)
+        parts[-1].append(answer)
+    return parts
 
 
 def save(
@@ -188,20 +218,16 @@ def save(
     path = Path(path)
     (path / HEAD).unlink(missing_ok=True)  # of a model that is replaced
     checkpoints.save(model.trunk, path, vocabulary)
-    beside = {
-        name: weight.detach().contiguous()
-        for name, weight in model.named_parameters()
-        if not name.startswith("trunk.")
-    }
     unfinished = path / f".{HEAD}.unfinished"
-    save_file(beside, unfinished)
+    save_file(_beside(model), unfinished)
     unfinished.replace(path / HEAD)
 
 
 def load(path: str | Path) -> RewardModel:
     """The reward model that `save` wrote (or that stands in a stage's folder).
 
-    Raises FileNotFoundError if there is none, ValueError if its head is damaged.
+    Raises FileNotFoundError if there is none, ValueError if its head is damaged or
+    another model's.
     """
     folder = Path(path)
     folder = folder if (folder / HEAD).exists() else folder / "model"
@@ -214,5 +240,23 @@ def load(path: str | Path) -> RewardModel:
     model = RewardModel(
         checkpoints.load(folder), own_logprob="logprob_weight" in beside
     )
+    shapes = [
+        {name: tuple(weight.shape) for name, weight in weights.items()}
+        for weights in (beside, _beside(model))
+    ]
+    if shapes[0] != shapes[1]:
+        raise ValueError(
+            f"{folder / HEAD} is no head of the model beside it: it holds {shapes[0]}, "
+            f"but the model needs {shapes[1]}."
+        )
     model.load_state_dict(beside, strict=False)
     return model.eval()
+
+
+def _beside(model: RewardModel) -> dict[str, Tensor]:
+    """What a reward model learns besides its trunk."""
+    return {
+        name: weight.detach().contiguous()
+        for name, weight in model.named_parameters()
+        if not name.startswith("trunk.")
+    }

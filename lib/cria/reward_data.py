@@ -41,11 +41,14 @@ def answer_ids(
     text: str,
     ended: bool = True,
 ) -> list[int]:
-    """The ids of an answer; with EOS if it ``ended`` by itself."""
+    """The ids of an answer; with EOS if it ``ended`` by itself.
+
+    They are those that the answer was sampled as: the space before EOS is the end's.
+    """
     turns = [*messages, {"role": "assistant", "content": text}]
     ids = chat.encode_dialog(vocabulary, turns)[0]
     ids = ids[len(chat.prompt_ids(vocabulary, messages)) :]
-    return ids if ended else ids[:-1]
+    return ids if ended else ids[:-2]
 
 
 def encode(

@@ -22,7 +22,7 @@ from cria.reward_data import (
 )
 from cria.training import train
 
-__all__ = ["build", "center", "reward_loss", "train_reward_model"]
+__all__ = ["build", "center", "go_on", "reward_loss", "train_reward_model"]
 
 
 def reward_loss(aux: float = 0.0, lm_loss: float = 0.0) -> Callable:
@@ -72,10 +72,38 @@ def train_reward_model(
         logprob_weight=config.logprob_weight,
         seed=seed,
     )
+    metrics = go_on(
+        model,
+        pairs,
+        config,
+        seed=seed,
+        aux=aux,
+        steps=steps,
+        out=out,
+        label=label,
+        progress=progress,
+    )
+    return model, metrics
+
+
+def go_on(
+    model: RewardModel,
+    pairs: Pairs,
+    config: RewardConfig,
+    *,
+    seed: int,
+    aux: float = 0.0,
+    steps: int | None = None,
+    out: Path | None = None,
+    label: str = "reward model",
+    progress: bool = True,
+) -> list[dict]:
+    """Train a reward model in place, new or not; the metrics. See above."""
+    lm_loss = 0.0 if model.logprob_weight is None else config.lm_loss
     metrics = train(
         model,
         batches(pairs, config.batch_size, seed),
-        reward_loss(aux, config.lm_loss if own_logprob else 0.0),
+        reward_loss(aux, lm_loss),
         config.optim,
         steps or len(pairs) // config.batch_size * config.epochs,
         out=out,
@@ -85,7 +113,7 @@ def train_reward_model(
         progress=progress,
     )
     model.eval()
-    return model, metrics
+    return metrics
 
 
 def build(config, seed: int, upstream: Mapping, out: Path, ground: str) -> dict:
