@@ -368,10 +368,22 @@ def test_safety_loss_on_numbers_of_our_own():
     safe = torch.tensor([[1, 0], [0, -1]])
     by_hand = (
         -math.log(0.5)  # σ(0), safe
-        + math.log(1 + math.exp(2.0))  # −log(1 − σ(2)), unsafe
-        + math.log(1 + math.exp(-1.0))  # −log(1 − σ(−1)), unsafe
-    ) / 3
+        + (
+            math.log(1 + math.exp(2.0))  # −log(1 − σ(2)), unsafe
+            + math.log(1 + math.exp(-1.0))  # −log(1 − σ(−1)), unsafe
+        )
+        / 2
+    ) / 2
     assert safety_loss(scores, safe).item() == pytest.approx(by_hand, rel=1e-6)
+
+
+def test_few_unsafe_answers_weigh_as_much_as_many_safe_ones():
+    """Doubling the safe answers changes nothing; one class alone is a plain mean."""
+    scores, safe = torch.tensor([1.0, 2.0, 0.5]), torch.tensor([1, 1, 0])
+    again = safety_loss(torch.cat([scores, scores[:2]]), torch.tensor([1, 1, 0, 1, 1]))
+    assert again.item() == pytest.approx(safety_loss(scores, safe).item())
+    alone = safety_loss(scores[:2], safe[:2])
+    assert alone.item() == pytest.approx(-scores[:2].sigmoid().log().mean().item())
 
 
 def test_what_has_no_label_has_no_part_in_the_safety_loss():

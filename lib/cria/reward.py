@@ -133,17 +133,20 @@ def ranking_loss(
 
 
 def safety_loss(scores: Tensor, safe: Tensor) -> Tensor:
-    """Ours: σ(score) is the probability that the answer is safe; cross entropy, mean.
+    """Ours: balanced cross entropy, with σ(score) the probability of a safe answer.
 
-    scores (…) float; safe (…): 1 safe, 0 unsafe, −1 not labelled (left out). The paper
-    uses an auxiliary safety loss (§3.2.2, Table 28) and does not print it. This one
-    also gives the score a zero point: unsafe answers below it, safe ones above, and
-    the gate R_s < 0.15 of PPO needs one.
+    scores (…) float; safe (…): 1 safe, 0 unsafe, −1 not labelled (left out). The mean
+    over the safe answers and the mean over the unsafe ones weigh the same: few answers
+    are unsafe, and a plain mean would learn to call everything safe. The paper uses an
+    auxiliary safety loss (§3.2.2, Table 28) and does not print it. This one gives the
+    score a zero point as well, which the gate R_s < 0.15 of PPO needs.
     """
-    known = safe >= 0
-    if not known.any():
-        return scores.sum() * 0.0
-    return F.binary_cross_entropy_with_logits(scores[known], safe[known].float())
+    means = [
+        -F.logsigmoid(sign * scores[safe == label]).mean()
+        for label, sign in ((1, 1.0), (0, -1.0))
+        if (safe == label).any()
+    ]
+    return sum(means) / len(means) if means else scores.sum() * 0.0
 
 
 def combine_rewards(

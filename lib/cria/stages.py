@@ -37,6 +37,7 @@ class Stage:
     build: the function, as "module:function" (imported only when it is run).
     needs: the stages it starts from.  sections: the parts of the config it reads.
     data: the files of data/ it reads, as patterns.  options: further arguments.
+    speaks: it holds a model one can talk to.
     """
 
     build: str | Callable[..., dict]
@@ -44,6 +45,7 @@ class Stage:
     sections: tuple[str, ...] = ()
     data: tuple[str, ...] = ()
     options: Mapping[str, object] = field(default_factory=dict)
+    speaks: bool = False
 
     @property
     def function(self) -> str:
@@ -67,6 +69,7 @@ STAGES: dict[str, Stage] = {
         needs=("tokenizer",),
         sections=("tokenizer", "model", "pretrain"),
         data=WORLD,
+        speaks=True,
     ),
     "sft_a": Stage(
         "cria.sft:build",
@@ -74,6 +77,7 @@ STAGES: dict[str, Stage] = {
         sections=("model", "sft"),
         data=WORLD,
         options={"variant": "a"},
+        speaks=True,
     ),
     "sft_b": Stage(
         "cria.sft:build",
@@ -81,6 +85,7 @@ STAGES: dict[str, Stage] = {
         sections=("model", "sft"),
         data=WORLD,
         options={"variant": "b"},
+        speaks=True,
     ),
     "sft_other": Stage(
         "cria.sft:build",
@@ -88,6 +93,7 @@ STAGES: dict[str, Stage] = {
         sections=("model", "sft"),
         data=WORLD,
         options={"variant": "other"},
+        speaks=True,
     ),
     "preferences": Stage(
         "cria.preferences:build",
@@ -106,6 +112,61 @@ STAGES: dict[str, Stage] = {
         needs=("sft_a", "preferences"),
         sections=("reward",),
         options={"ground": "safety"},
+    ),
+    "rm_plain": Stage(
+        "cria.reward_comparisons:build_plain",
+        needs=("sft_a", "preferences"),
+        sections=("reward",),
+    ),
+    "rm_control": Stage(
+        "cria.reward_comparisons:build",
+        needs=("sft_a", "preferences"),
+        sections=("reward", "comparisons"),
+        options={"question": "control"},
+    ),
+    "rm_margins": Stage(
+        "cria.reward_comparisons:build",
+        needs=("sft_a", "preferences", "rm_control"),
+        sections=("reward", "comparisons"),
+        options={"question": "margins"},
+    ),
+    "rm_joint": Stage(
+        "cria.reward_comparisons:build",
+        needs=("sft_a", "preferences"),
+        sections=("reward", "comparisons"),
+        options={"question": "joint"},
+    ),
+    "rm_growth": Stage(
+        "cria.reward_comparisons:build",
+        needs=("sft_a", "preferences"),
+        sections=("model", "pretrain", "sft", "reward", "comparisons"),
+        data=WORLD,
+        options={"question": "growth"},
+    ),
+    "rm_starts": Stage(
+        "cria.reward_comparisons:build",
+        needs=("base", "sft_a", "preferences", "rm_control"),
+        sections=("reward", "comparisons"),
+        options={"question": "starts"},
+    ),
+    "rm_epochs": Stage(
+        "cria.reward_comparisons:build",
+        needs=("sft_a", "preferences"),
+        sections=("reward", "comparisons"),
+        options={"question": "epochs"},
+    ),
+    "rm_mixes": Stage(
+        "cria.reward_comparisons:build",
+        needs=("sft_a", "preferences", "rm_control"),
+        sections=("reward", "comparisons"),
+        options={"question": "mixes"},
+    ),
+    "bon_pool": Stage(
+        "cria.sample_pool:build",
+        needs=("sft_a", "rm_helpful", "rm_safety", "rm_plain"),
+        sections=("best_of_n", "ppo"),
+        data=WORLD,
+        options={"model": "sft_a"},
     ),
 }
 
