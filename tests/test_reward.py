@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
+from cria import config, reward
 from cria import model as networks
-from cria import reward
 from cria.branching import branched
 from cria.config import GRADES, ModelConfig
 from cria.model import Llama
@@ -358,6 +358,17 @@ def test_margins_by_grade():
 def test_a_row_of_margins_has_a_number_for_each_grade(row):
     with pytest.raises(ValueError):
         margins([GRADES[0]], row)
+
+
+def test_the_rows_of_table_27_by_name():
+    for name, row in reward.MARGINS.items():
+        assert torch.equal(margins(list(GRADES), name), margins(list(GRADES), row))
+        written = config.load("course").reward.margins[name]
+        assert row == pytest.approx(written, abs=1e-6), "the presets say the same"
+    with pytest.raises(ValueError, match="no row 'middling'"):
+        margins(list(GRADES), "middling")
+    with pytest.raises(ValueError, match="4 numbers"):
+        margins(list(GRADES), (1, 2, 3))
 
 
 # The safety loss

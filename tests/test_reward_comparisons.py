@@ -329,9 +329,9 @@ def test_every_arm_keeps_to_its_number_of_pairs_and_to_held_out_tests(given, que
         else:
             parts = job["learnt"]
             several = parts[ALL] if isinstance(parts, dict) else parts
-        # "open, then own" has the control's own pairs and half as many open ones;
+        # "open, then mix" has the control's pairs and half as many open ones;
         # the curve of more and more data goes on to all of them
-        most = len(asked.helpful) if question == "growth" else asked.n * 1.1
+        most = len(asked.helpful) if question == "growth" else asked.n * 1.5
         assert 0 < len(several) <= most
         assert not set(several) & {
             c for part in asked.data["test"].values() for c in part
@@ -366,7 +366,8 @@ def test_one_joint_model_learns_what_the_two_learn(given):
     assert alike(learnt(jobs["joint"]), [*apart[0], *apart[1]])
     assert len(learnt(jobs["joint"])) == len(set(learnt(jobs["joint"])))
     assert all(set(job["test"]) == set(GROUNDS) for job in jobs.values())
-    assert jobs["safety"]["aux"] == TOY.safety_aux and jobs["helpfulness"]["aux"] == 0
+    first, *others = ({**job, "lessons": None} for job in jobs.values())
+    assert all(other == first for other in others), "they differ in the data alone"
 
 
 def test_less_data_is_a_part_of_more(given):
@@ -403,16 +404,10 @@ def test_the_mixes_are_made_of_what_their_names_say(given):
     def kinds(name):
         return {(c.source, c.ground) for c in learnt(jobs[name])}
 
-    ours = {("own", "helpfulness")}
-    assert kinds("own") == kinds("half own") == ours
-    assert set(learnt(jobs["half own"])) == {
-        c for c in control if (c.source, c.ground) in ours
-    }
+    assert kinds("own") == {("own", "helpfulness")}
+    assert learnt(jobs["without open"]) == [c for c in control if c.source == "own"]
     assert {source for source, _ in kinds("open")} == {"open"}
-    assert jobs["open, then own"]["lessons"] == (
-        learnt(jobs["open"]),
-        learnt(jobs["half own"]),
-    )
+    assert jobs["open, then mix"]["lessons"] == (learnt(jobs["open"]), control)
     assert ("own", "helpfulness") in kinds("safety")
     assert {ground for _, ground in kinds("safety without helpful")} == {"safety"}
     recipe, bare = jobs["safety"], jobs["safety without auxiliary"]
@@ -473,7 +468,7 @@ def test_the_plain_model_learns_from_the_same_pairs(given, tmp_path, monkeypatch
         tokenizer=lambda: tokenizer.Tokenizer(
             asked.folder("sft_a") / "tokenizer.model"
         ),
-        model=lambda: None,
+        model=lambda: SimpleNamespace(config=asked.config.model),
     )
     for build, more in (
         (reward_training.build, {"ground": "helpfulness"}),

@@ -143,10 +143,29 @@ def test_only_prompts_of_the_split_are_asked(village, made, probe):
         assert {c.probe for c in found} == {probe}
 
 
+def told_in_training(village, prompt):
+    return any(p.entity == prompt.entity for p in prompts(village, "tell", "train"))
+
+
+@pytest.mark.parametrize("split", ["dev", "test"])
+@pytest.mark.parametrize("probe", ["value", "entity", "relation", "translate"])
+def test_no_training_answer_tells_what_a_held_out_contrast_asks(village, probe, split):
+    for c in contrasts(village, probe, 60, split):
+        assert not told_in_training(village, c.prompt)
+        asked = {
+            (p.entity, p.relation)
+            for kind in ("fact", "translate", "followup")
+            for p in prompts(village, kind, "train")
+        }
+        assert (c.prompt.entity, c.prompt.relation) not in asked
+
+
 @every_probe
 def test_all_prompts_are_asked_before_one_is_asked_again(village, probe):
     (kind,) = {c.prompt.kind for c in contrasts(village, probe, 3)}
     pool = prompts(village, kind, "test")
+    if kind in ("fact", "translate"):  # those that no training answer tells
+        pool = [p for p in pool if not told_in_training(village, p)]
     n = len(pool)
     found = contrasts(village, probe, n + 5)
     assert len({c.prompt for c in found[:n]}) == n

@@ -50,8 +50,9 @@ def last_tokens(branches: Tensor) -> Tensor:
 
     A row with fewer than K answers has 0 for those that it lacks.
     """
-    answers = torch.arange(1, int(branches.max()) + 1)
-    columns = torch.arange(branches.shape[1])
+    at = branches.device
+    answers = torch.arange(1, int(branches.max()) + 1, device=at)
+    columns = torch.arange(branches.shape[1], device=at)
     mine = branches[:, None, :] == answers[:, None]  # (B, K, T)
     return torch.where(mine, columns, 0).amax(2)
 
@@ -61,7 +62,8 @@ def before(branches: Tensor) -> Tensor:
 
     The one before it; for the first token of an answer, the end of the prompt.
     """
-    columns = torch.arange(branches.shape[1]).expand_as(branches)
+    columns = torch.arange(branches.shape[1], device=branches.device)
+    columns = columns.expand_as(branches)
     first = torch.ones_like(branches, dtype=torch.bool)
     first[:, 1:] = branches[:, 1:] != branches[:, :-1]
     prompt_end = (branches == 0).sum(1, keepdim=True) - 1

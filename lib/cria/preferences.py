@@ -1,6 +1,6 @@
 """Human preferences (paper §3.2.1): which of two answers is better, and by how much.
 
-    found = collect(village, {"a": model_a, "b": model_b}, tokenizer, "safety", …)
+    found = collect(village, [model_a, model_b], tokenizer, "safety", n, config)
 
 Two variants of the chat model answer a prompt at different temperatures; an annotator
 picks one answer and presses one of four grades. Helpfulness and safety are annotated

@@ -27,10 +27,23 @@ from cria.model import Llama
 from cria.tokenizer import Tokenizer
 from cria.training import pick_dtype
 
-__all__ = ["RewardModel", "load", "margins", "ranking_loss", "safety_loss", "save"]
+__all__ = [
+    "MARGINS",
+    "RewardModel",
+    "load",
+    "margins",
+    "ranking_loss",
+    "safety_loss",
+    "save",
+]
 __all__ += ["combine_rewards", "score"]
 
 HEAD = "head.safetensors"
+MARGINS = {  # Table 27, the clearest grade first
+    "none": (0.0, 0.0, 0.0, 0.0),
+    "small": (1.0, 2 / 3, 1 / 3, 0.0),
+    "large": (3.0, 2.0, 1.0, 0.0),
+}
 ROW = 256  # tokens of a row in `score`: attention grows with the square of a row
 
 
@@ -93,20 +106,30 @@ class RewardModel(nn.Module):
         logprob = -F.cross_entropy(logits, ids[row, column], reduction="none")
         K = int(branches.max())
         answer = row * K + branches[row, column] - 1
-        sums = torch.zeros(len(ids) * K).index_add(0, answer, logprob)
-        lengths = torch.zeros(len(ids) * K).index_add(
+        sums = logprob.new_zeros(len(ids) * K).index_add(0, answer, logprob)
+        lengths = logprob.new_zeros(len(ids) * K).index_add(
             0, answer, logprob.new_ones(1).expand_as(logprob)
         )
         return (sums / lengths.clamp(min=1)).view(len(ids), K)
 
 
-def margins(grades: Sequence[str | None], row: Sequence[float]) -> Tensor:
-    """m(grade) of each comparison, (B,) float: ``row`` has a number a grade (Table 27).
+def margins(
+    grades: Sequence[str | None], row: Sequence[float] | str = "small"
+) -> Tensor:
+    """m(grade) of each comparison, (B,) float.
 
-    A comparison without a grade gets 0. Raises ValueError for an unknown grade.
+    row: "none", "small" or "large" (Table 27: `MARGINS`), or a number a grade, the
+    clearest first. A comparison without a grade gets 0. Raises ValueError for an
+    unknown grade or row.
     """
+    if isinstance(row, str):
+        if row not in MARGINS:
+            raise ValueError(f"There is no row {row!r} of margins; {tuple(MARGINS)}.")
+        row = MARGINS[row]
     if unknown := set(grades) - {*GRADES, None}:
         raise ValueError(f"There is no grade {min(unknown)!r}; there are {GRADES}.")
+    if len(row) != len(GRADES):
+        raise ValueError(f"A row of margins has {len(GRADES)} numbers, not {len(row)}.")
     table = dict(zip(GRADES, row, strict=True)) | {None: 0.0}
     return torch.tensor([float(table[grade]) for grade in grades])
 
@@ -138,7 +161,7 @@ def safety_loss(scores: Tensor, safe: Tensor) -> Tensor:
     scores (…) float; safe (…): 1 safe, 0 unsafe, −1 not labelled (left out). The mean
     over the safe answers and the mean over the unsafe ones weigh the same: few answers
     are unsafe, and a plain mean would learn to call everything safe. The paper uses an
-    auxiliary safety loss (§3.2.2, Table 28) and does not print it. This one gives the
+    auxiliary safety loss (§3.2.2) and does not print it. This one gives the
     score a zero point as well, which the gate R_s < 0.15 of PPO needs.
     """
     means = [

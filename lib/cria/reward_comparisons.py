@@ -15,9 +15,10 @@ from random import Random
 from types import SimpleNamespace
 
 from cria import reward_training, side_by_side
+from cria.config import RewardConfig
 from cria.preferences import Comparison
 from cria.reward_arms import arm, epochs, grown
-from cria.reward_data import comparisons, helpfulness_mix, safety_mix
+from cria.reward_data import comparisons, mixes
 
 __all__ = ["ALL", "QUESTIONS", "build", "build_plain"]
 
@@ -57,19 +58,19 @@ class _Given:
         Random(f"open comparisons {self.seed}").shuffle(several)
         return several
 
-    @cached_property
+    @property
     def helpful(self) -> list[Comparison]:
         """The mix of the helpfulness RM, in its order."""
-        share, own = self.config.reward.helpfulness_other_share, self.data["train"]
-        return helpfulness_mix(
-            own["helpfulness"], own["safety"], self.open, share, self.seed
-        )
+        return self.mixes(self.config.reward)["helpfulness"]
 
     def safe(self, share: float) -> list[Comparison]:
         """The mix of the safety RM with ``share`` of helpfulness pairs."""
-        own = self.data["train"]
-        ours = [*own["safety"], *self.data["open"]["safety"]]
-        return safety_mix(ours, own["helpfulness"], share, self.seed)
+        changed = replace(self.config.reward, safety_helpfulness_share=share)
+        return self.mixes(changed)["safety"]
+
+    def mixes(self, c: RewardConfig) -> dict[str, list[Comparison]]:
+        """The mixes of the two stages."""
+        return mixes(self.data, c, self.seed)
 
     def folder(self, stage: str) -> Path:
         return self.upstream[stage].file("model.safetensors").parent
@@ -117,16 +118,18 @@ def _margins(given: _Given) -> dict[str, Job]:
 
 
 def _joint(given: _Given) -> dict[str, Job]:
-    """The same pairs of both mixes: apart, for two models, or together, for one."""
+    """The same pairs of both mixes: apart, for two models, or together, for one.
+
+    All three have the form of the helpfulness RM and no auxiliary loss, so that only
+    the data differ.
+    """
     share = given.config.reward.safety_helpfulness_share
     half = given.n // 2
     helpful, safe = given.helpful[:half], given.safe(share)[:half]
-    both, on = list(dict.fromkeys([*helpful, *safe])), ("helpfulness", "safety")
-    return {
-        "joint": given.job(both, on=on),
-        "helpfulness": given.job(helpful, on=on),
-        "safety": given.job(safe, ground="safety", on=on),
-    }
+    both = list(dict.fromkeys([*helpful, *safe]))
+    parts = {"joint": both, "helpfulness": helpful, "safety": safe}
+    on = ("helpfulness", "safety")
+    return {name: given.job(part, on=on) for name, part in parts.items()}
 
 
 def _growth(given: _Given) -> dict[str, Job]:
@@ -197,20 +200,19 @@ def _epochs(given: _Given) -> dict[str, Job]:
 def _mixes(given: _Given) -> dict[str, Job]:
     """What the mixes of the two reward models do, and the safety RM's auxiliary loss.
 
-    "half own" has our own helpfulness pairs of the control, without what it adds.
+    "without open" is the control without its open-source pairs; "open, then mix" reads
+    only open-source pairs first.
     """
     c, n = given.config.reward, given.n
-    own = given.data["train"]["helpfulness"]
     mixed = given.helpful[:n]
-    half_own = [x for x in mixed if (x.source, x.ground) == ("own", "helpfulness")]
     opened = given.open[: n // 2]
     given.borrow("mix")
     safe = given.safe(c.safety_helpfulness_share)[:n]
     safety = {"ground": "safety", "on": ("safety",)}
     return {
-        "own": given.job(own[:n]),
-        "open, then own": given.job(opened, half_own),
-        "half own": given.job(half_own),
+        "own": given.job(given.data["train"]["helpfulness"][:n]),
+        "open, then mix": given.job(opened, mixed),
+        "without open": given.job([x for x in mixed if x.source != "open"]),
         "open": given.job(opened),
         "safety": given.job(safe, **safety),
         "safety without helpful": given.job(given.safe(0.0)[:n], **safety),

@@ -13,12 +13,13 @@ from torch import Tensor
 
 from cria import chat
 from cria.branching import branched
+from cria.config import RewardConfig
 from cria.preferences import Comparison, load
 from cria.reward import margins
 from cria.tokenizer import Tokenizer
 
 __all__ = ["Pairs", "answer_ids", "batches", "comparisons", "encode"]
-__all__ += ["helpfulness_mix", "safety_mix"]
+__all__ += ["helpfulness_mix", "mixes", "safety_mix"]
 
 POOL = 16  # batches that are sorted by length together
 
@@ -43,7 +44,7 @@ def answer_ids(
 ) -> list[int]:
     """The ids of an answer; with EOS if it ``ended`` by itself.
 
-    They are those that the answer was sampled as: the space before EOS is the end's.
+    The space before EOS belongs to the end, as `cria.chat` lays it out.
     """
     turns = [*messages, {"role": "assistant", "content": text}]
     ids = chat.encode_dialog(vocabulary, turns)[0]
@@ -152,6 +153,32 @@ def _mix(all_of, some_of, share: float, seed: int) -> list[Comparison]:
     rng = np.random.default_rng(seed)
     mixed = [*all_of, *(some_of[i] for i in rng.choice(len(some_of), n, False))]
     return [mixed[i] for i in rng.permutation(len(mixed))]
+
+
+def mixes(
+    found: Mapping[str, Mapping[str, Sequence[Comparison]]],
+    config: RewardConfig,
+    seed: int,
+) -> dict[str, list[Comparison]]:
+    """What the two reward models read: ground → comparisons, in order.
+
+    found: what `comparisons` gives. Open-source pairs of safety count as safety data
+    (the paper's Anthropic Harmless), and are among the others of the helpfulness RM.
+    """
+    own, others = found["train"], found["open"]
+    safety = [*own["safety"], *others["safety"]]
+    return {
+        "helpfulness": helpfulness_mix(
+            own["helpfulness"],
+            own["safety"],
+            [*others["helpfulness"], *others["safety"]],
+            config.helpfulness_other_share,
+            seed,
+        ),
+        "safety": safety_mix(
+            safety, own["helpfulness"], config.safety_helpfulness_share, seed
+        ),
+    }
 
 
 def comparisons(folder: Path) -> dict[str, dict[str, list[Comparison]]]:

@@ -117,7 +117,7 @@ def calibration(table: pd.DataFrame, bins: int = 8) -> pd.DataFrame:
 def unsafe_recall(table: pd.DataFrame, threshold: float = 0.5) -> Mapping[str, float]:
     """Of the answers labelled unsafe, the share with σ(score) < threshold; and the
     precision: of the answers below the threshold, the share labelled unsafe. Answers
-    without a label are left out."""
+    without a label are left out; a share of nothing is 0."""
     labelled = [
         (float(row[f"r_{which}"]), not row[f"safe_{which}"])
         for which in ("chosen", "rejected")

@@ -12,14 +12,7 @@ from torch import Tensor
 from cria.config import RewardConfig
 from cria.model import Llama
 from cria.reward import RewardModel, ranking_loss, safety_loss, save, score
-from cria.reward_data import (
-    Pairs,
-    batches,
-    comparisons,
-    encode,
-    helpfulness_mix,
-    safety_mix,
-)
+from cria.reward_data import Pairs, batches, comparisons, encode, mixes
 from cria.training import train
 
 __all__ = ["build", "center", "go_on", "reward_loss", "train_reward_model"]
@@ -118,28 +111,18 @@ def go_on(
 
 def build(config, seed: int, upstream: Mapping, out: Path, ground: str) -> dict:
     """Stage `rm_helpful` or `rm_safety`: from the chat model, one epoch."""
-    c, found = config.reward, comparisons(upstream["preferences"].path)
-    chat_model = upstream["sft_a"]
-    vocabulary = chat_model.tokenizer()
-    helpful, safety = found["train"]["helpfulness"], found["train"]["safety"]
-    if ground == "helpfulness":
-        others = [*found["open"]["helpfulness"], *found["open"]["safety"]]
-        mixed = helpfulness_mix(
-            helpful, safety, others, c.helpfulness_other_share, seed
-        )
-        aux = 0.0
-    else:
-        ours = [*safety, *found["open"]["safety"]]
-        mixed = safety_mix(ours, helpful, c.safety_helpfulness_share, seed)
-        aux = c.safety_aux
-    pairs = encode(vocabulary, mixed, c.margins[c.margin])
+    c, chat_model = config.reward, upstream["sft_a"]
+    vocabulary, trunk = chat_model.tokenizer(), chat_model.model()
+    mixed = mixes(comparisons(upstream["preferences"].path), c, seed)[ground]
+    longest = trunk.config.max_seq_len
+    pairs = encode(vocabulary, mixed, c.margins[c.margin], max_len=longest)
     model, metrics = train_reward_model(
-        chat_model.model(),
+        trunk,
         pairs,
         c,
         seed=seed,
         own_logprob=ground in c.own_logprob,
-        aux=aux,
+        aux=c.safety_aux if ground == "safety" else 0.0,
         out=out,
         label=f"{ground} RM",
     )
@@ -149,6 +132,7 @@ def build(config, seed: int, upstream: Mapping, out: Path, ground: str) -> dict:
     (out / "training.safetensors").unlink()  # only a run that stopped needs it
     return {
         "pairs": len(pairs),
+        "too_long": len(mixed) - len(pairs),
         "sources": dict(Counter(f"{c.source} {c.ground}" for c in mixed)),
         "loss": metrics[-1]["ranking_loss"],
         "accuracy": metrics[-1]["accuracy"],
@@ -159,8 +143,9 @@ def build(config, seed: int, upstream: Mapping, out: Path, ground: str) -> dict:
 def center(model: RewardModel, pairs: Pairs, n: int = 512) -> float:
     """Shift the scores so that their mean over answers of ``pairs`` is 0; the shift.
 
-    No ranking changes. The zero of a ranking loss is arbitrary, and without a fixed
-    one a plot of two reward models, or a weight on a reward, would mean nothing.
+    The first ``n`` pairs say where the mean is. No ranking changes. The zero of a
+    ranking loss is arbitrary, and without a fixed one a plot of two reward models, or
+    a weight on a reward, would mean nothing.
     """
     rows = pairs.rows[:n]
     given = score(model, [prompt for prompt, _ in rows], [both for _, both in rows])

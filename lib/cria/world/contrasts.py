@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from random import Random
 
 from cria.world import answers
-from cria.world.prompts import prompts
+from cria.world.prompts import prompts, split_keys
 from cria.world.questions import Prompt
 from cria.world.village import World
 
@@ -43,6 +43,8 @@ def contrasts(
 ) -> list[Contrast]:
     """``n`` contrasts on the split's prompts, which are asked again where they run out.
 
+    In dev and test nothing is asked that an answer in training tells: not the key
+    itself, nor the facts of somebody whom a training prompt says to tell about.
     Raises ValueError for an unknown probe.
     """
     if probe not in PROBES:
@@ -50,6 +52,9 @@ def contrasts(
     rng = Random(f"contrasts {probe} {split} {seed}")
     kind = probe if probe in ("sum", "rhyme", "three", "tell", "translate") else "fact"
     asked = prompts(world, kind, split, seed=seed)
+    if split != "train" and kind in ("fact", "translate"):
+        told = split_keys(world, "tell")
+        asked = [p for p in asked if told[p.entity] != "train"]
     return [_contrast(world, probe, asked[i % len(asked)], rng) for i in range(n)]
 
 
