@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from cria.config_reading import fraction, need, not_negative, positive
+from cria.config_reading import fraction, need, not_negative, positive, shares
 from cria.config_stages import Dtype, OptimConfig, warmup_fits
 from cria.world.annotators import GROUNDS
 
@@ -93,14 +93,18 @@ class RejectionConfig:
     """Rejection-sampling fine-tuning, V1 to V4 (section 3.2.3)."""
 
     rounds: int
-    prompts: int  # per round
+    prompts: int  # per round, all different
+    kinds: dict[str, float]  # kind of prompt: share
     samples: int  # K answers a prompt, of which the best is kept
-    temperature: float
+    temperatures: tuple[float, ...]  # each round samples at the one that pays best …
+    temperature_prompts: int  # … on so many of its prompts
     top_p: float
     max_new_tokens: int
     pool: Literal["all", "previous"]  # best answers of all rounds, or of this one
-    replay: float  # SFT demonstrations mixed in, as a share of the data
+    texts: float  # ours: tokens of pre-training texts mixed in, per token of answers
+    text_mix: dict[str, float]  # ours: source: share of those texts
     refresh_pairs: int  # fresh comparisons a round, for the reward models
+    refresh_lr: float  # ours: the peak when they go on learning
     batch_size: int  # rows
     seq_len: int
     epochs: int
@@ -108,11 +112,14 @@ class RejectionConfig:
     dtype: Dtype = "auto"
 
     def __post_init__(self) -> None:
-        positive(self, "rounds", "prompts", "samples", "temperature", "max_new_tokens")
-        positive(self, "batch_size", "seq_len", "epochs")
-        not_negative(self, "refresh_pairs")
-        fraction(self, "replay")
+        positive(self, "rounds", "prompts", "samples", "temperature_prompts")
+        positive(self, "max_new_tokens", "batch_size", "seq_len", "epochs")
+        positive(self, "refresh_pairs", "refresh_lr")
+        not_negative(self, "texts")
+        shares(self, "kinds")
+        shares(self, "text_mix")
         _top_p(self)
+        _temperatures(self)
 
 
 @dataclass(frozen=True)

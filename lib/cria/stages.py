@@ -168,6 +168,21 @@ STAGES: dict[str, Stage] = {
         data=WORLD,
         options={"model": "sft_a"},
     ),
+    **{
+        f"v{round}": Stage(
+            "cria.rejection_stage:build",
+            needs=(
+                "sft_a",
+                "preferences",
+                *(("rm_helpful", "rm_safety") if round == 1 else (f"v{round - 1}",)),
+            ),
+            sections=("preferences", "reward", "rejection", "ppo"),
+            data=WORLD,
+            options={"round": round},
+            speaks=True,
+        )
+        for round in (1, 2, 3, 4)
+    },
 }
 
 

@@ -1,0 +1,81 @@
+"""Which of many scored samples to learn from: pure functions (paper §3.2.3).
+
+A strategy takes samples and gives one a prompt. Each has a control that picks at
+random from the very same samples, so that what is gained is gained by the choice.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from random import Random
+
+from cria.provenance import write_json
+from cria.world.prompts import Prompt
+
+__all__ = ["Sample", "best", "by_prompt", "of_round", "randomly", "read_pool"]
+__all__ += ["rescored", "write_pool"]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One answer that a model gave in a round, as ids (EOS included if it ended)."""
+
+    prompt: Prompt
+    ids: tuple[int, ...]
+    round: int
+    score: float  # R_c, by the reward models that scored it last
+
+
+def by_prompt(samples: Iterable[Sample]) -> dict[str, list[Sample]]:
+    """Samples by the id of their prompt, in the order in which they came."""
+    groups: dict[str, list[Sample]] = {}
+    for sample in samples:
+        groups.setdefault(sample.prompt.id, []).append(sample)
+    return groups
+
+
+def best(samples: Iterable[Sample]) -> list[Sample]:
+    """The sample with the highest score of every prompt; of equals the earliest."""
+    return [max(group, key=lambda s: s.score) for group in by_prompt(samples).values()]
+
+
+def randomly(samples: Iterable[Sample], seed: int) -> list[Sample]:
+    """The control: any sample of every prompt, each as likely."""
+    rng = Random(f"random of K {seed}")
+    return [rng.choice(group) for group in by_prompt(samples).values()]
+
+
+def of_round(samples: Iterable[Sample], round: int) -> list[Sample]:
+    """The samples of one round only: what the paper did up to V3, and regretted."""
+    return [sample for sample in samples if sample.round == round]
+
+
+def rescored(
+    samples: Sequence[Sample], score: Callable[[Sequence[Sample]], Sequence[float]]
+) -> list[Sample]:
+    """The pool under the newest reward models: old scores do not compare with new."""
+    return [
+        replace(sample, score=float(value))
+        for sample, value in zip(samples, score(samples), strict=True)
+    ]
+
+
+def write_pool(samples: Iterable[Sample], path: Path) -> None:
+    """Samples as JSON, whole or not at all."""
+    write_json(path, [asdict(sample) for sample in samples])
+
+
+def read_pool(path: Path) -> list[Sample]:
+    """The samples that `write_pool` wrote."""
+    return [
+        Sample(
+            Prompt.from_dict(row["prompt"]),
+            tuple(row["ids"]),
+            row["round"],
+            row["score"],
+        )
+        for row in json.loads(path.read_text("utf-8"))
+    ]
