@@ -170,7 +170,5 @@ def test_the_reward_models_of_a_round_are_not_those_of_the_last(built):
     from cria import reward
 
     for ground in ("helpfulness", "safety"):
-        a, b = (
-            reward.load(made.path / f"rm_{ground}").state_dict() for made in built
-        )
+        a, b = (reward.load(made.path / f"rm_{ground}").state_dict() for made in built)
         assert any(not torch.equal(a[name], b[name]) for name in a)

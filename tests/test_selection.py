@@ -7,6 +7,7 @@ import pytest
 from cria import world
 from cria.selection import (
     Sample,
+    balanced,
     best,
     by_prompt,
     of_round,
@@ -88,3 +89,14 @@ def test_a_pool_on_disk_is_the_same_pool(tmp_path):
     samples = pool((0, 5, 1, 0.25), (1, 6, 2, -1.5))
     write_pool(samples, tmp_path / "pool.json")
     assert read_pool(tmp_path / "pool.json") == samples
+
+
+def test_rare_kinds_are_repeated_to_their_share_and_nothing_is_lost():
+    (greeting,) = prompts(world.load(), "greet", "train", 1)
+    rare = Sample(greeting, (9, 2), 1, 0.0)
+    samples = [*pool(*((0, i, 1, 0.0) for i in range(9))), rare]
+    found = balanced(samples, {"sum": 0.5, "greet": 0.5})
+    assert found[:10] == samples
+    assert found[10:] == [rare] * 4, "half of ten"
+    assert balanced(samples, {"sum": 0.9, "greet": 0.1}) == samples
+    assert balanced(samples, {"sum": 0.5, "rhyme": 0.5}) == samples  # none to repeat

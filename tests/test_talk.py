@@ -90,3 +90,5 @@ def test_the_newest_chat_model_is_taken_else_the_first_is_built(monkeypatch):
     assert talk.newest(settings) == "sft_a"
     built |= {"base", "sft_a", "sft_b"}
     assert talk.newest(settings) == "sft_a"  # sft_b is there to be compared with
+    built |= {"preferences", "rm_helpful", "v1", "v2", "bon_pool"}
+    assert talk.newest(settings) == "v2"  # a pool of samples does not talk

@@ -626,3 +626,15 @@ def test_bfloat16_learns_as_float32_does():
     assert curves["float32"][-1] < 0.6 * curves["float32"][0]
     assert curves["bfloat16"] == pytest.approx(curves["float32"], rel=0.05)
     assert curves["bfloat16"] != curves["float32"], "else autocast did nothing"
+
+
+@pytest.mark.parametrize("who", ["doc_ids", "branches"])
+def test_padding_is_no_token(who):
+    batch = {"ids": torch.ones(2, 5, dtype=torch.long)}
+    batch[who] = torch.tensor([[0, 0, 1, 1, -1], [0, 1, -1, -1, -1]])
+
+    def loss_fn(model, batch):
+        return model(batch["ids"]).square().mean(), {}
+
+    rows = train(Bigram(), lambda step: batch, loss_fn, OPTIM, 4, progress=False)
+    assert rows[-1]["tokens"] == 4 * 6

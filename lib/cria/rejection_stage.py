@@ -18,7 +18,7 @@ from cria.rejection import (
     sample,
 )
 from cria.reward_data import comparisons
-from cria.selection import best, read_pool, write_pool
+from cria.selection import balanced, best, read_pool, write_pool
 from cria.world import corpora
 from cria.world.prompts import mixture
 
@@ -70,7 +70,8 @@ def build(config, seed: int, upstream: Mapping, out: Path, round: int) -> dict:
     if c.pool == "previous":
         pool = []
     chosen = best([*rescore(pool, rms, vocabulary, gate), *new] if pool else new)
-    n_tokens = sum(len(s.ids) for s in chosen) * c.texts
+    lessons = balanced(chosen, c.kinds)
+    n_tokens = sum(len(s.ids) for s in lessons) * c.texts
     texts = (
         corpora.stream(village, dict(c.text_mix), n_tokens, vocabulary, seed_of_round)
         if n_tokens
@@ -79,7 +80,7 @@ def build(config, seed: int, upstream: Mapping, out: Path, round: int) -> dict:
     metrics = fine_tune(
         model,
         vocabulary,
-        chosen,
+        lessons,
         c,
         seed=seed_of_round,
         texts=texts,
@@ -129,6 +130,7 @@ def build(config, seed: int, upstream: Mapping, out: Path, round: int) -> dict:
         "score": sum(s.score for s in new) / len(new),
         "gain_of_best": gain_of_best(new, c.samples),
         "chosen": len(chosen),
+        "lessons": len(lessons),
         "chosen_by_round": [
             sum(s.round == r for s in chosen) for r in range(1, round + 1)
         ],

@@ -7,7 +7,7 @@ random from the very same samples, so that what is gained is gained by the choic
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from random import Random
@@ -15,8 +15,8 @@ from random import Random
 from cria.provenance import write_json
 from cria.world.prompts import Prompt
 
-__all__ = ["Sample", "best", "by_prompt", "of_round", "randomly", "read_pool"]
-__all__ += ["rescored", "write_pool"]
+__all__ = ["Sample", "balanced", "best", "by_prompt", "of_round", "randomly"]
+__all__ += ["read_pool", "rescored", "write_pool"]
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,20 @@ def randomly(samples: Iterable[Sample], seed: int) -> list[Sample]:
     """The control: any sample of every prompt, each as likely."""
     rng = Random(f"random of K {seed}")
     return [rng.choice(group) for group in by_prompt(samples).values()]
+
+
+def balanced(samples: Sequence[Sample], kinds: Mapping[str, float]) -> list[Sample]:
+    """The samples, with those of rare kinds repeated up to their share in ``kinds``.
+
+    A pool of different prompts grows with every round where there are many prompts,
+    and cannot grow where there are few: what they teach would be diluted.
+    """
+    found = list(samples)
+    for kind, share in kinds.items():
+        several = [s for s in samples if s.prompt.kind == kind]
+        missing = round(share * len(samples)) - len(several)
+        found += [several[i % len(several)] for i in range(missing) if several]
+    return found
 
 
 def of_round(samples: Iterable[Sample], round: int) -> list[Sample]:

@@ -183,7 +183,7 @@ def newest(config: Config, seed: int = 0) -> str:
     built = [
         name
         for name in order[order.index(FIRST_CHAT) :]
-        if name.startswith(("sft_a", "rlhf", "ppo", "ghost"))
+        if name.startswith(("sft_a", "v", "ppo", "ghost"))
         and stages.find(name, config, seed)
     ]
     return built[-1] if built else FIRST_CHAT

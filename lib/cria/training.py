@@ -201,8 +201,9 @@ def _weight(batch: Batch) -> int:
 
 def _n_tokens(batch: Batch) -> int:
     """Tokens that are not padding."""
-    if "doc_ids" in batch:
-        return int((batch["doc_ids"] >= 0).sum())
+    for who in ("doc_ids", "branches"):  # either marks padding by a negative number
+        if who in batch:
+            return int((batch[who] >= 0).sum())
     return batch["ids"].numel() if "ids" in batch else 0
 
 
