@@ -146,8 +146,8 @@ def _rejection(config: Config) -> Stage:
     n_rows = []
     for r in range(1, c.rounds + 1):
         best = c.prompts * (r if c.pool == "all" else 1)
-        texts = best / (1 - c.replay) if c.replay < 1 else best
-        n_rows.append(_rows(texts * answered, c.seq_len))
+        tokens = best * (answered + c.texts * mean.answer)  # texts: read beside
+        n_rows.append(_rows(tokens, c.seq_len))
     asked = c.prompts * c.rounds
     return Stage(
         "rejection",
