@@ -278,9 +278,9 @@ def wait_for(condition, seconds=20):
 
 
 def test_two_processes_build_a_stage_once(tmp_path):
-    first = start_child(tmp_path, nap=2)
+    first = start_child(tmp_path, nap=6)
     wait_for(lambda: (tmp_path / "log").exists())
-    second = start_child(tmp_path, nap=2)
+    second = start_child(tmp_path, nap=6)
     said = [first.communicate(timeout=30)[0], second.communicate(timeout=30)[0]]
     assert (first.returncode, second.returncode) == (0, 0)
     assert (tmp_path / "log").read_text() == "built\n"

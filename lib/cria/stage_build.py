@@ -78,5 +78,5 @@ class _Sections:
     def __getattr__(self, part: str) -> object:
         raise AttributeError(
             f"the stage {self._name} reads config.{part} without naming it: "
-            f'add "{part}" to its sections in cria.stages.STAGES.'
+            f'add "{part}" to its sections in cria.stage_table.STAGES.'
         )

@@ -1,0 +1,167 @@
+"""The stages of the recipe: which there are, and what each is made from.
+
+`cria.stages` builds and finds them. The order is that of the recipe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+__all__ = ["NOT_WORLD", "STAGES", "WORLD", "Stage"]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """How one stage is made.
+
+    build: the function, as "module:function" (imported only when it is run).
+    needs: the stages it starts from.  sections: the parts of the config it reads.
+    data: the files of data/ it reads, as patterns.  options: further arguments.
+    speaks: it holds a model one can talk to.
+    """
+
+    build: str | Callable[..., dict]
+    needs: tuple[str, ...] = ()
+    sections: tuple[str, ...] = ()
+    data: tuple[str, ...] = ()
+    options: Mapping[str, object] = field(default_factory=dict)
+    speaks: bool = False
+
+    @property
+    def function(self) -> str:
+        """The function as "module:function"."""
+        if isinstance(self.build, str):
+            return self.build
+        return f"{self.build.__module__}:{self.build.__qualname__}"
+
+
+WORLD = ("*.csv", "*.yaml")
+NOT_WORLD = ("findings.yaml",)  # the ledger's claims: no stage reads them
+
+STAGES: dict[str, Stage] = {
+    "tokenizer": Stage(
+        "cria.pretrain:build_tokenizer",
+        sections=("tokenizer",),
+        data=WORLD,
+    ),
+    "base": Stage(
+        "cria.pretrain:build",
+        needs=("tokenizer",),
+        sections=("tokenizer", "model", "pretrain"),
+        data=WORLD,
+        speaks=True,
+    ),
+    "sft_a": Stage(
+        "cria.sft:build",
+        needs=("tokenizer", "base"),
+        sections=("model", "sft"),
+        data=WORLD,
+        options={"variant": "a"},
+        speaks=True,
+    ),
+    "sft_b": Stage(
+        "cria.sft:build",
+        needs=("tokenizer", "base"),
+        sections=("model", "sft"),
+        data=WORLD,
+        options={"variant": "b"},
+        speaks=True,
+    ),
+    "sft_other": Stage(
+        "cria.sft:build",
+        needs=("tokenizer", "base"),
+        sections=("model", "sft"),
+        data=WORLD,
+        options={"variant": "other"},
+        speaks=True,
+    ),
+    "preferences": Stage(
+        "cria.preferences:build",
+        needs=("tokenizer", "sft_a", "sft_b", "sft_other"),
+        sections=("preferences",),
+        data=WORLD,
+    ),
+    "rm_helpful": Stage(
+        "cria.reward_training:build",
+        needs=("sft_a", "preferences"),
+        sections=("reward",),
+        options={"ground": "helpfulness"},
+    ),
+    "rm_safety": Stage(
+        "cria.reward_training:build",
+        needs=("sft_a", "preferences"),
+        sections=("reward",),
+        options={"ground": "safety"},
+    ),
+    "rm_plain": Stage(
+        "cria.reward_comparisons:build_plain",
+        needs=("sft_a", "preferences"),
+        sections=("reward",),
+    ),
+    "rm_control": Stage(
+        "cria.reward_comparisons:build",
+        needs=("sft_a", "preferences"),
+        sections=("reward", "comparisons"),
+        options={"question": "control"},
+    ),
+    "rm_margins": Stage(
+        "cria.reward_comparisons:build",
+        needs=("sft_a", "preferences", "rm_control"),
+        sections=("reward", "comparisons"),
+        options={"question": "margins"},
+    ),
+    "rm_joint": Stage(
+        "cria.reward_comparisons:build",
+        needs=("sft_a", "preferences"),
+        sections=("reward", "comparisons"),
+        options={"question": "joint"},
+    ),
+    "rm_growth": Stage(
+        "cria.reward_comparisons:build",
+        needs=("sft_a", "preferences"),
+        sections=("model", "pretrain", "sft", "reward", "comparisons"),
+        data=WORLD,
+        options={"question": "growth"},
+    ),
+    "rm_starts": Stage(
+        "cria.reward_comparisons:build",
+        needs=("base", "sft_a", "preferences", "rm_control"),
+        sections=("reward", "comparisons"),
+        options={"question": "starts"},
+    ),
+    "rm_epochs": Stage(
+        "cria.reward_comparisons:build",
+        needs=("sft_a", "preferences"),
+        sections=("reward", "comparisons"),
+        options={"question": "epochs"},
+    ),
+    "rm_mixes": Stage(
+        "cria.reward_comparisons:build",
+        needs=("sft_a", "preferences", "rm_control"),
+        sections=("reward", "comparisons"),
+        options={"question": "mixes"},
+    ),
+    "bon_pool": Stage(
+        "cria.sample_pool:build",
+        needs=("sft_a", "rm_helpful", "rm_safety", "rm_plain"),
+        sections=("best_of_n", "ppo"),
+        data=WORLD,
+        options={"model": "sft_a"},
+    ),
+    **{
+        f"v{round}": Stage(
+            "cria.rejection_stage:build",
+            needs=(
+                "sft_a",
+                "preferences",
+                *(("rm_helpful", "rm_safety") if round == 1 else (f"v{round - 1}",)),
+            ),
+            sections=("preferences", "reward", "rejection", "ppo"),
+            data=WORLD,
+            options={"round": round},
+            speaks=True,
+        )
+        for round in (1, 2, 3, 4)
+    },
+}
