@@ -10,7 +10,7 @@ apart. `load` and `save` (`cria.preference_files`) read and write comparisons.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
@@ -112,10 +112,8 @@ def collect(
     asked = mixture(village, split, n, dict(config.kinds[ground]), seed)
     rng = Random(f"annotators {ground} {split} {seed}")
     kept, dropped = [], Counter()
-    for a, b in answer_pairs(models, vocabulary, asked, config, seed):
-        if reason := _unfit(a, b):
-            dropped[reason] += 1
-            continue
+    pairs = answer_pairs(models, vocabulary, asked, config, seed)
+    for a, b in _fit(pairs, dropped):
         best, grade = compare(
             village, a.prompt, a.text, b.text, ground, rng, (a.finished, b.finished)
         )
@@ -148,10 +146,8 @@ def collect_open(
     asked = mixture(village, split, n, dict(config.kinds[f"open {ground}"]), seed)
     rng = Random(f"crowd {ground} {split} {seed}")
     kept, dropped = [], Counter()
-    for a, b in answer_pairs([model], vocabulary, asked, config, seed):
-        if reason := _unfit(a, b):
-            dropped[reason] += 1
-            continue
+    pairs = answer_pairs([model], vocabulary, asked, config, seed)
+    for a, b in _fit(pairs, dropped):
         best = vote(village, a.prompt, a.text, b.text, ground, rng)
         if best is None:
             dropped["equally right"] += 1
@@ -240,10 +236,17 @@ def build(config, seed: int, upstream: Mapping, out: Path) -> dict:
     return metrics
 
 
-def _unfit(a: Answer, b: Answer) -> str | None:
-    if (a.text, a.finished) == (b.text, b.finished):
-        return "identical"
-    return "tag" if any(tag in x.text for tag in TAGS for x in (a, b)) else None
+def _fit(
+    pairs: Sequence[tuple[Answer, Answer]], dropped: Counter
+) -> Iterator[tuple[Answer, Answer]]:
+    """The pairs that can be compared; the others are counted by reason."""
+    for a, b in pairs:
+        if (a.text, a.finished) == (b.text, b.finished):
+            dropped["identical"] += 1
+        elif any(tag in x.text for tag in TAGS for x in (a, b)):
+            dropped["tag"] += 1
+        else:
+            yield a, b
 
 
 def _comparison(chosen: Answer, rejected: Answer, **about) -> Comparison:
