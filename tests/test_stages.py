@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from cria import fingerprint, stage_cache, stages
+from cria.stage_table import SETTINGS
 from cria.stages import Stage
 
 
@@ -177,9 +178,24 @@ def test_code_key_follows_imports_but_not_words(tmp_path, monkeypatch):
     assert code(cellar='"""Potatoes."""\n# and apples\nSHELF  =  1\n') == before
     late = "def cook():\n    '''Late.'''\n    from .shed import TOOLS\n"
     assert code(kitchen=late) != code(kitchen=late, shed="TOOLS = 5\n")
+    # what is skipped does not count, what it imports still does
+
+    def most(**files):
+        write_house(tmp_path, **files)
+        return fingerprint.of_code("toyhouse.kitchen", skip={"toyhouse.attic"})
+
+    attic = "from ..cellar import SHELF\nBOX = 2\n"
+    assert most(**{"attic/__init__": attic}) == most() != code()
+    assert most(cellar="SHELF = 2\n") != most()
     # a string that is not a docstring is code
     one = code(cellar='SHELF = 1\nNAME = "a"\n')
     assert one != code(cellar='SHELF = 1\nNAME = "b"\n')
+
+
+def test_the_settings_that_are_skipped_exist_and_are_reached():
+    reached = fingerprint.closure("cria.rejection_stage")
+    assert set(SETTINGS) < set(reached)
+    assert "cria.config_stages" not in SETTINGS  # it holds rules, not only values
 
 
 @pytest.mark.parametrize("file", ["bread.txt", "metrics.json", "provenance.json"])

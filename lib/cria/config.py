@@ -6,7 +6,8 @@
 
 The presets are in `configs/`: smoke, course and deep are ours; llama2-7b to
 llama2-70b hold the paper's numbers. The sections are in `config_stages.py` (up to
-the first chat model) and `config_rlhf.py` (all that follows).
+the first chat model), `config_rlhf.py` (all that follows) and
+`config_comparisons.py` (small runs beside the road).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from cria.config_comparisons import ComparisonsConfig
 from cria.config_reading import ConfigError, build, need, read_yaml
 from cria.config_rlhf import (
     GRADES,
@@ -29,7 +31,6 @@ from cria.config_rlhf import (
 )
 from cria.config_stages import (
     STYLES,
-    ComparisonsConfig,
     ModelConfig,
     OptimConfig,
     PretrainConfig,

@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import importlib.util
 import json
+from collections.abc import Container
 from functools import cache
 from pathlib import Path
 
@@ -47,8 +48,10 @@ def of_files(root: Path, patterns: tuple[str, ...], skip: tuple[str, ...] = ()) 
     return of_value(found)
 
 
-def of_code(module: str) -> str:
+def of_code(module: str, skip: Container[str] = ()) -> str:
     """sha256 of a module and of all it imports from its own package.
+
+    skip: modules whose own code does not count; what they import still does.
 
     Docstrings, comments and layout do not count, so a better explanation never
     costs a learner a training run. Other packages do not count either: their
@@ -57,6 +60,7 @@ def of_code(module: str) -> str:
     parts = {
         name: _stripped(path.read_text("utf-8"))
         for name, path in closure(module).items()
+        if name not in skip
     }
     return of_value(parts)
 

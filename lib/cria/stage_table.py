@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-__all__ = ["NOT_WORLD", "STAGES", "WORLD", "Stage"]
+__all__ = ["NOT_WORLD", "SETTINGS", "STAGES", "WORLD", "Stage"]
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,12 @@ class Stage:
 
 
 WORLD = ("*.csv", "*.yaml")
+# Of these the values count, section by section, and not the code that reads and
+# checks them: a new knob for one stage leaves the others as they are.
+SETTINGS = tuple(
+    f"cria.{name}"
+    for name in ("config", "config_comparisons", "config_reading", "config_rlhf")
+)
 NOT_WORLD = ("findings.yaml",)  # the ledger's claims: no stage reads them
 
 STAGES: dict[str, Stage] = {

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from cria import config as configs
 from cria import fingerprint, names, stage_build, stage_cache
-from cria.stage_table import NOT_WORLD, STAGES, Stage
+from cria.stage_table import NOT_WORLD, SETTINGS, STAGES, Stage
 
 if TYPE_CHECKING:  # torch takes seconds to import: only those who need it wait
     from cria.model import Llama
@@ -145,7 +145,9 @@ def _keys(
                 "seed": seed,
                 "upstream": [visit(need) for need in stage.needs],
                 "function": stage.function,
-                "code": fingerprint.of_code(stage.function.partition(":")[0]),
+                "code": fingerprint.of_code(
+                    stage.function.partition(":")[0], skip=SETTINGS
+                ),
                 "options": dict(stage.options),
                 "data": fingerprint.of_files(ROOT / "data", stage.data, NOT_WORLD),
             }

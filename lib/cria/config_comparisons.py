@@ -1,0 +1,47 @@
+"""What there is to turn in the comparisons beside the road.
+
+The numbers themselves are in `configs/*.yaml`. Lengths are in tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cria.config_reading import need, positive, shares
+
+
+@dataclass(frozen=True)
+class SmallerModel:
+    """A network like `model` but smaller, and how long it learns before."""
+
+    dim: int
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    lr: float  # the peak, in pre-training
+
+    def __post_init__(self) -> None:
+        positive(self, "dim", "n_layers", "n_heads", "n_kv_heads", "lr")
+
+
+@dataclass(frozen=True)
+class ComparisonsConfig:
+    """Small runs beside the road (sections 2.1, 3.1); no stage depends on them."""
+
+    mix_plain: dict[str, float]  # the sources of `pretrain.mix` without up-sampling
+    mix_steps: int  # steps of each arm when the two mixes are compared
+    few_demonstrations: int  # "quality is all you need" (§3.1): few by experts …
+    many_demonstrations: int  # … against many by everyone
+    reward_pairs: int  # of each arm when reward models are compared (§3.2.2)
+    reward_epochs: int  # of the arm that shows over-fitting …
+    reward_epoch_pairs: int  # … on so many pairs
+    reward_shares: tuple[float, ...]  # of the pairs: the curve of more and more data
+    reward_models: dict[str, SmallerModel]  # smaller than `model`, smallest first
+
+    def __post_init__(self) -> None:
+        positive(self, "mix_steps", "few_demonstrations", "many_demonstrations")
+        positive(self, "reward_pairs", "reward_epochs", "reward_epoch_pairs")
+        shares(self, "mix_plain")
+        ok = len(self.reward_shares) > 0 and all(0 < x < 1 for x in self.reward_shares)
+        need(ok, "reward_shares", "{key} must be numbers above 0 and below 1")
+        need(len(self.reward_models) > 0, "reward_models", "{key} must hold a size")
