@@ -370,4 +370,4 @@ def test_the_stage_names_the_model_among_its_needs():
     stage = stages.STAGES["bon_pool"]
     assert stage.options["model"] in stage.needs
     assert {"rm_helpful", "rm_safety", "rm_plain"} <= set(stage.needs)
-    assert {"best_of_n", "ppo"} <= set(stage.sections)
+    assert {"best_of_n", "ppo.safety_gate"} <= set(stage.sections)

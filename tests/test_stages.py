@@ -242,6 +242,29 @@ def test_metrics_must_be_plain(tmp_path):
     assert stages.find("soup", Toy(), 0, tmp_path, table=table) is None
 
 
+def test_a_stage_may_name_a_single_knob(tmp_path):
+    """The others of that section neither reach the stage nor change its key."""
+
+    def simmer(config, seed, upstream, out):
+        assert config.cook.heat == 7
+        with pytest.raises(AttributeError):
+            _ = config.cook.salt
+        return {}
+
+    @dataclass(frozen=True)
+    class Salted(Cook):
+        salt: int = 1
+
+    table = {"soup": Stage(simmer, sections=("cook.heat",))}
+    salted = Toy(cook=Salted(heat=7))
+    made = get("soup", tmp_path, salted, table=table)
+    assert made.provenance["config"] == {"cook.heat": 7}
+    more = Toy(cook=Salted(heat=7, salt=2))
+    assert get("soup", tmp_path, more, table=table).path == made.path
+    hotter = Toy(cook=Salted(heat=8))
+    assert stages.find("soup", hotter, 0, tmp_path, table=table) is None
+
+
 def test_reading_a_section_that_is_not_named_is_refused(tmp_path):
     table = {"soup": Stage(lambda config, *a: {"heat": config.cook.heat})}
     with pytest.raises(AttributeError, match='add "cook" to its sections'):

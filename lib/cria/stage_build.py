@@ -8,7 +8,9 @@ from __future__ import annotations
 import importlib
 import time
 from collections.abc import Callable
+from operator import attrgetter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 from cria import fingerprint, names, stage_cache
@@ -50,7 +52,7 @@ def build(
         "stage": name,
         "profile": getattr(config, "profile", None),
         "config": {
-            part: fingerprint.plain(getattr(config, part)) for part in stage.sections
+            part: fingerprint.plain(part_of(config, part)) for part in stage.sections
         },
         "seed": seed,
         "options": dict(stage.options),
@@ -65,6 +67,11 @@ def build(
     say(f"{name}: built in {names.duration(seconds)}")
 
 
+def part_of(config: object, part: str) -> object:
+    """What a stage names in its sections: "reward", or one knob, "ppo.safety_gate"."""
+    return attrgetter(part)(config)
+
+
 class _Sections:
     """The parts of the config that a stage names, and nothing else.
 
@@ -73,7 +80,15 @@ class _Sections:
 
     def __init__(self, name: str, stage: Stage, config: object) -> None:
         self._name = name
-        self.__dict__.update({part: getattr(config, part) for part in stage.sections})
+        for part in stage.sections:
+            section, _, knob = part.partition(".")
+            value = part_of(config, part)
+            if knob:  # beside others of the same section
+                value = SimpleNamespace(
+                    **vars(self.__dict__.get(section, SimpleNamespace())),
+                    **{knob: value},
+                )
+            self.__dict__[section] = value
 
     def __getattr__(self, part: str) -> object:
         raise AttributeError(

@@ -16,7 +16,8 @@ class Stage:
     """How one stage is made.
 
     build: the function, as "module:function" (imported only when it is run).
-    needs: the stages it starts from.  sections: the parts of the config it reads.
+    needs: the stages it starts from.  sections: the parts of the config it reads,
+    whole ("reward") or a single knob ("ppo.safety_gate").
     data: the files of data/ it reads, as patterns.  options: further arguments.
     speaks: it holds a model one can talk to.
     """
@@ -151,7 +152,7 @@ STAGES: dict[str, Stage] = {
     "bon_pool": Stage(
         "cria.sample_pool:build",
         needs=("sft_a", "rm_helpful", "rm_safety", "rm_plain"),
-        sections=("best_of_n", "ppo"),
+        sections=("best_of_n", "ppo.safety_gate"),
         data=WORLD,
         options={"model": "sft_a"},
     ),
@@ -163,7 +164,7 @@ STAGES: dict[str, Stage] = {
                 "preferences",
                 *(("rm_helpful", "rm_safety") if round == 1 else (f"v{round - 1}",)),
             ),
-            sections=("preferences", "reward", "rejection", "ppo"),
+            sections=("preferences", "reward", "rejection", "ppo.safety_gate"),
             data=WORLD,
             options={"round": round},
             speaks=True,

@@ -141,7 +141,9 @@ def _keys(
         if name not in keys:
             stage = table[name]
             parts = {
-                "config": {part: getattr(config, part) for part in stage.sections},
+                "config": {
+                    part: stage_build.part_of(config, part) for part in stage.sections
+                },
                 "seed": seed,
                 "upstream": [visit(need) for need in stage.needs],
                 "function": stage.function,
