@@ -127,7 +127,8 @@ class PPOConfig:
     """Proximal policy optimisation, V5 (section 3.2.3)."""
 
     batch_size: int  # prompts an iteration
-    minibatch_size: int  # answers a gradient step; one pass over the batch
+    minibatch_size: int  # answers a gradient step
+    epochs: int  # passes over the batch
     iterations: int
     optim: OptimConfig
     clip: float  # of the probability ratio
@@ -136,6 +137,8 @@ class PPOConfig:
     gamma: float  # discount
     lam: float  # of generalised advantage estimation
     value_coef: float  # weight of the critic's loss
+    no_eos_penalty: float  # taken off the whitened score of an answer without an end
+    kl_budget: float  # nats an answer: no policy farther from the start is kept
     temperature: float
     max_new_tokens: int
     dev_prompts: int  # held-out prompts that early stopping looks at
@@ -144,10 +147,10 @@ class PPOConfig:
     dtype: Dtype = "auto"
 
     def __post_init__(self) -> None:
-        positive(self, "batch_size", "minibatch_size", "iterations", "clip")
+        positive(self, "batch_size", "minibatch_size", "epochs", "iterations", "clip")
         positive(self, "temperature", "max_new_tokens", "dev_prompts", "dev_every")
-        positive(self, "patience")
-        not_negative(self, "beta", "value_coef")
+        positive(self, "patience", "kl_budget")
+        not_negative(self, "beta", "value_coef", "no_eos_penalty")
         fraction(self, "safety_gate", "gamma", "lam")
         need(
             self.batch_size % self.minibatch_size == 0,
