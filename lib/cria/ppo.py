@@ -155,5 +155,8 @@ def ppo_loss(
         logprobs, batch["logprobs"], batch["advantages"], mask, clip
     )
     critic = value_loss(values, batch["values"], batch["returns"], mask, clip)
-    metrics |= {"policy_loss": float(policy.detach()), "value_loss": float(critic)}
+    metrics |= {
+        "policy_loss": float(policy.detach()),
+        "value_loss": float(critic.detach()),
+    }
     return policy + value_coef * critic, metrics

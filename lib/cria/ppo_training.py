@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from cria import resume
 from cria.actor_critic import ActorCritic, answer_logprobs
@@ -20,7 +20,7 @@ from cria.ppo import kl, ppo_loss
 from cria.ppo_rollout import Experience, Scorer, experience, lay_out, read, sampled
 from cria.progress import Progress
 from cria.tokenizer import Tokenizer
-from cria.training import TrainingError, pick_dtype
+from cria.training import Batch, TrainingError, lm_loss, pick_dtype
 from cria.world.prompts import Prompt
 
 __all__ = ["best_look", "look", "ppo_step", "stop", "train_ppo", "update"]
@@ -35,6 +35,7 @@ def train_ppo(
     config: PPOConfig,
     *,
     seed: int,
+    texts: Callable[[int], Batch] | None = None,
     watch: Callable[[Llama], dict[str, float]] = lambda policy: {},
     out: Path | None = None,
     label: str = "PPO",
@@ -43,15 +44,16 @@ def train_ppo(
     """Train ``policy`` in place, and leave it as it was at its best look; the rows.
 
     score: raw R_c of answers.  ask(i): the prompts of iteration i.  dev: prompts that
-    are only looked at, every `config.dev_every` iterations.  watch: more numbers for
-    each look; nothing is chosen by them.
+    are only looked at, every `config.dev_every` iterations.  texts(k): rows of texts
+    (`packing.batches`) that gradient step k also foretells, with the weight
+    `config.text_coef`.  watch: more numbers for each look; nothing is chosen by them.
 
     Row i tells of iteration i, row 0 of the start; looks are in the columns dev_….
     With ``out``, each look leaves a checkpoint there. A killed run goes on from the
     last one and ends where it would have ended.
     """
     actor, reference = ActorCritic(policy), copy.deepcopy(policy).eval()
-    optimizer = adamw(actor, config.optim)
+    optimizer = optimizer_of(actor, config)
     saved = _Saved(out, actor, optimizer, config, seed, ask(0), vocabulary)
     rows = saved.load() or [{"iteration": 0}]
     done = len(rows) - 1
@@ -67,9 +69,8 @@ def train_ppo(
                 break
             now = _seed(seed, i)
             batch = experience(actor, reference, score, vocabulary, ask(i), config, now)
-            for group in optimizer.param_groups:
-                group["lr"] = lr_at(i, config.optim, config.iterations)
-            metrics = update(actor, optimizer, batch, config, now)
+            set_lr(optimizer, lr_at(i, config.optim, config.iterations))
+            metrics = update(actor, optimizer, batch, config, now, i, texts)
             rows.append({"iteration": i + 1, **batch.summary(), **metrics})
             lines.step(
                 i + 1, f"score {rows[-1]['score']:.2f}", f"KL {rows[-1]['kl']:.2f}"
@@ -79,18 +80,41 @@ def train_ppo(
     return rows
 
 
+def optimizer_of(actor: ActorCritic, config: PPOConfig) -> torch.optim.Optimizer:
+    """AdamW for the network, and a group of its own for the value head.
+
+    The head is new and has little time: it learns at the constant `config.value_lr`.
+    """
+    optimizer = adamw(actor.policy, config.optim)
+    head = {"params": list(actor.value.parameters()), "weight_decay": 0.0}
+    optimizer.add_param_group({**head, "lr": config.value_lr})
+    return optimizer
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """The learning rate of all but the value head, which is the last group."""
+    for group in optimizer.param_groups[:-1]:
+        group["lr"] = lr
+
+
 def update(
     actor: ActorCritic,
     optimizer: torch.optim.Optimizer,
     known: Experience,
     config: PPOConfig,
     seed: int,
+    iteration: int = 0,
+    texts: Callable[[int], Batch] | None = None,
 ) -> dict[str, float]:
     """`config.epochs` passes over a batch in mini-batches; the mean metrics."""
-    steps = [
-        ppo_step(actor, optimizer, part, config)
+    parts = [
+        part
         for epoch in range(config.epochs)
         for part in known.minibatches(config.minibatch_size, seed + epoch)
+    ]
+    steps = [
+        ppo_step(actor, optimizer, part, config, text=texts and texts(k))
+        for k, part in enumerate(parts, iteration * len(parts))
     ]
     return {name: sum(m[name] for m in steps) / len(steps) for name in steps[0]}
 
@@ -98,16 +122,23 @@ def update(
 def ppo_step(
     actor: ActorCritic,
     optimizer: torch.optim.Optimizer,
-    batch: dict[str, Tensor],
+    batch: Batch,
     config: PPOConfig,
+    text: Batch | None = None,
 ) -> dict[str, float]:
-    """One gradient step on a mini-batch; its metrics."""
+    """One gradient step on a mini-batch, and on rows of texts beside; its metrics."""
     bf16 = pick_dtype(config.dtype) is torch.bfloat16
     with torch.autocast("cpu", torch.bfloat16, bf16):
         logprobs, values, _ = actor(batch["ids"], batch["doc_ids"], batch["mask"])
     loss, metrics = ppo_loss(
         logprobs, values, batch, clip=config.clip, value_coef=config.value_coef
     )
+    if text is not None and config.text_coef > 0:
+        with torch.autocast("cpu", torch.bfloat16, bf16):
+            logits = actor.policy(text["ids"], text["doc_ids"])
+        text_loss = lm_loss(logits, text["ids"], text["loss_mask"])
+        metrics["text_loss"] = float(text_loss.detach())
+        loss = loss + config.text_coef * text_loss
     loss.backward()
     metrics["grad_norm"] = clip_(actor.parameters(), config.optim.grad_clip)
     if not math.isfinite(metrics["grad_norm"]):
