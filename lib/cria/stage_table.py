@@ -171,4 +171,11 @@ STAGES: dict[str, Stage] = {
         )
         for round in (1, 2, 3, 4)
     },
+    "ppo_v5": Stage(
+        "cria.ppo_stage:build",
+        needs=("v1", "v2", "v3", "v4"),
+        sections=("ppo", "rejection"),
+        data=WORLD,
+        speaks=True,
+    ),
 }
