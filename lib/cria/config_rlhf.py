@@ -130,6 +130,7 @@ class PPOConfig:
     minibatch_size: int  # answers a gradient step
     epochs: int  # passes over the batch
     iterations: int
+    kinds: dict[str, float]  # kind of prompt: share
     optim: OptimConfig
     clip: float  # of the probability ratio
     beta: float  # weight of the KL penalty
@@ -155,6 +156,7 @@ class PPOConfig:
         positive(self, "patience", "kl_budget", "value_lr", "text_rows")
         not_negative(self, "beta", "value_coef", "text_coef", "no_eos_penalty")
         fraction(self, "safety_gate", "gamma", "lam")
+        shares(self, "kinds")
         need(
             self.batch_size % self.minibatch_size == 0,
             "minibatch_size",

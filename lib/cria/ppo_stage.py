@@ -47,8 +47,8 @@ def scorer(rms: Judges, vocabulary: Tokenizer, gate: float) -> Scorer:
 def asked(
     village: World, config: Config, n: int, seed: int
 ) -> Callable[[int], list[Prompt]]:
-    """The n training prompts of each iteration, of the kinds of rejection sampling."""
-    kinds = dict(config.rejection.kinds)
+    """The n training prompts of each iteration."""
+    kinds = dict(config.ppo.kinds)
     return lambda i: mixture(village, "train", n, kinds, seed=(seed + 1) * 10_007 + i)
 
 
@@ -88,7 +88,7 @@ def build(config, seed: int, upstream: Mapping, out: Path) -> dict:
     newest = upstream["v4"]
     vocabulary = newest.tokenizer()
     score = scorer(judges(newest), vocabulary, c.safety_gate)
-    kinds = dict(config.rejection.kinds)
+    kinds = dict(c.kinds)
     dev = mixture(village, "dev", c.dev_prompts, kinds, seed)
     models = {name: stage.model() for name, stage in upstream.items()}
     start, scores = best_start(models, score, vocabulary, dev, c, seed)

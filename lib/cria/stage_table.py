@@ -174,7 +174,7 @@ STAGES: dict[str, Stage] = {
     "ppo_v5": Stage(
         "cria.ppo_stage:build",
         needs=("v1", "v2", "v3", "v4"),
-        sections=("ppo", "rejection"),
+        sections=("ppo", "rejection.text_mix", "rejection.seq_len"),
         data=WORLD,
         speaks=True,
     ),
