@@ -13,11 +13,11 @@ the first chat model), `config_rlhf.py` (all that follows) and
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from cria.config_comparisons import ComparisonsConfig
+from cria.config_comparisons import ComparisonsConfig, RejectionComparisonsConfig
 from cria.config_reading import ConfigError, build, need, read_yaml
 from cria.config_rlhf import (
     GRADES,
@@ -55,6 +55,7 @@ __all__ = [
     "PPOConfig",
     "PreferencesConfig",
     "PretrainConfig",
+    "RejectionComparisonsConfig",
     "RejectionConfig",
     "RewardConfig",
     "SFTConfig",
@@ -89,6 +90,9 @@ class Config:
     ppo: PPOConfig
     ghost: GhostConfig
     evaluate: EvaluateConfig
+    rejection_comparisons: RejectionComparisonsConfig = field(
+        default_factory=RejectionComparisonsConfig
+    )
 
     def __post_init__(self) -> None:
         need(
@@ -115,6 +119,12 @@ class Config:
             "sft.variants",
             "{key} must hold the variants a, b and other, whose answers preference "
             "data compares",
+        )
+        taught = self.rejection_comparisons.small_model
+        need(
+            taught in self.comparisons.reward_models,
+            "rejection_comparisons.small_model",
+            f"{{key}} is {taught!r}, which is no name in comparisons.reward_models",
         )
         for name, model in self.scaling.models.items():
             need(

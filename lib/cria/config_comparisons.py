@@ -5,9 +5,10 @@ The numbers themselves are in `configs/*.yaml`. Lengths are in tokens.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from cria.config_reading import need, positive, shares
+from cria.config_stages import OptimConfig
 
 
 @dataclass(frozen=True)
@@ -45,3 +46,24 @@ class ComparisonsConfig:
         ok = len(self.reward_shares) > 0 and all(0 < x < 1 for x in self.reward_shares)
         need(ok, "reward_shares", "{key} must be numbers above 0 and below 1")
         need(len(self.reward_models) > 0, "reward_models", "{key} must hold a size")
+
+
+@dataclass(frozen=True)
+class RejectionComparisonsConfig:
+    """Small runs beside V1 to V4 (section 3.2.3); no stage of the road needs them."""
+
+    prompts: int = 350  # a round of an arm, fewer than a round of the road
+    temperature: float = 1.0  # of the arms' samples; the road measures its own
+    small_model: str = "small"  # of comparisons.reward_models: the one that is taught
+    fresh_pairs: int = 1200  # held-out comparisons of every round's answers
+    rrhf_batch_size: int = 4  # prompts, with all of their answers
+    rrhf_epochs: int = 2
+    rrhf_optim: OptimConfig = field(
+        default_factory=lambda: OptimConfig(lr=3e-4, warmup_steps=5)
+    )
+    gold_per_kind: int = 60  # held-out prompts of every kind (or all that there are)
+    gold_samples: int = 6  # answers to each of them
+
+    def __post_init__(self) -> None:
+        positive(self, "prompts", "temperature", "fresh_pairs", "rrhf_batch_size")
+        positive(self, "rrhf_epochs", "gold_per_kind", "gold_samples")
