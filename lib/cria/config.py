@@ -17,7 +17,11 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from cria.config_comparisons import ComparisonsConfig, RejectionComparisonsConfig
+from cria.config_comparisons import (
+    ComparisonsConfig,
+    RejectionComparisonsConfig,
+    RRHFConfig,
+)
 from cria.config_reading import ConfigError, build, need, read_yaml
 from cria.config_rlhf import (
     GRADES,
@@ -57,6 +61,7 @@ __all__ = [
     "PretrainConfig",
     "RejectionComparisonsConfig",
     "RejectionConfig",
+    "RRHFConfig",
     "RewardConfig",
     "SFTConfig",
     "SFTVariant",

@@ -49,6 +49,18 @@ class ComparisonsConfig:
 
 
 @dataclass(frozen=True)
+class RRHFConfig:
+    """How RRHF trains, where it is held against rejection sampling."""
+
+    batch_size: int  # prompts, each with all of its answers
+    epochs: int
+    optim: OptimConfig
+
+    def __post_init__(self) -> None:
+        positive(self, "batch_size", "epochs")
+
+
+@dataclass(frozen=True)
 class RejectionComparisonsConfig:
     """Small runs beside V1 to V4 (section 3.2.3); no stage of the road needs them."""
 
@@ -56,14 +68,12 @@ class RejectionComparisonsConfig:
     temperature: float = 1.0  # of the arms' samples; the road measures its own
     small_model: str = "small"  # of comparisons.reward_models: the one that is taught
     fresh_pairs: int = 1200  # held-out comparisons of every round's answers
-    rrhf_batch_size: int = 4  # prompts, with all of their answers
-    rrhf_epochs: int = 2
-    rrhf_optim: OptimConfig = field(
-        default_factory=lambda: OptimConfig(lr=3e-4, warmup_steps=5)
+    rrhf: RRHFConfig = field(
+        default_factory=lambda: RRHFConfig(4, 2, OptimConfig(3e-4, warmup_steps=5))
     )
     gold_per_kind: int = 60  # held-out prompts of every kind (or all that there are)
     gold_samples: int = 6  # answers to each of them
 
     def __post_init__(self) -> None:
-        positive(self, "prompts", "temperature", "fresh_pairs", "rrhf_batch_size")
-        positive(self, "rrhf_epochs", "gold_per_kind", "gold_samples")
+        positive(self, "prompts", "temperature", "fresh_pairs")
+        positive(self, "gold_per_kind", "gold_samples")

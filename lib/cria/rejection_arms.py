@@ -17,8 +17,8 @@ from cria.config import (
     ModelConfig,
     OptimConfig,
     PreferencesConfig,
-    RejectionComparisonsConfig,
     RejectionConfig,
+    RRHFConfig,
 )
 from cria.evaluate import held_out
 from cria.judged import as_columns, judged
@@ -93,7 +93,7 @@ def tuned(
 def ranking(
     folder: Path,
     samples: Sequence[Sample],
-    config: RejectionComparisonsConfig,
+    config: RRHFConfig,
     look: Look,
     *,
     seed: int,
@@ -104,9 +104,7 @@ def ranking(
     train_rrhf(
         model,
         ranked(samples, vocabulary),
-        config.rrhf_optim,
-        batch_size=config.rrhf_batch_size,
-        epochs=config.rrhf_epochs,
+        config,
         seed=seed,
         dtype=dtype,
         progress=False,

@@ -128,7 +128,7 @@ def _rrhf(given: _Given) -> dict[str, Job]:
             "function": ranking,
             "folder": given.model("sft_a"),
             "samples": given.samples,
-            "config": given.config.rejection_comparisons,
+            "config": given.config.rejection_comparisons.rrhf,
             "look": given.look,
             "seed": given.seed,
             "dtype": given.config.rejection.dtype,

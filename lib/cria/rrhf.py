@@ -21,7 +21,7 @@ from torch import Tensor
 
 from cria import chat
 from cria.branching import before, branched
-from cria.config import OptimConfig
+from cria.config import RRHFConfig
 from cria.model import Llama
 from cria.selection import Sample, by_prompt
 from cria.tokenizer import Tokenizer
@@ -133,10 +133,8 @@ def batches(
 def train_rrhf(
     model: Llama,
     prompts: Sequence[Ranked],
-    optim: OptimConfig,
+    config: RRHFConfig,
     *,
-    batch_size: int,
-    epochs: int,
     seed: int,
     dtype: str = "auto",
     out: Path | None = None,
@@ -154,10 +152,10 @@ def train_rrhf(
 
     metrics = train(
         model,
-        batches(prompts, batch_size, seed),
+        batches(prompts, config.batch_size, seed),
         loss_fn,
-        optim,
-        len(prompts) // batch_size * epochs,
+        config.optim,
+        len(prompts) // config.batch_size * config.epochs,
         out=out,
         seed=seed,
         dtype=dtype,

@@ -46,6 +46,15 @@ SETTINGS = tuple(
 )
 NOT_WORLD = ("findings.yaml",)  # the ledger's claims: no stage reads them
 
+# Knobs that several comparisons of rejection sampling read.
+RS_ASKED = (
+    "rejection_comparisons.prompts",
+    "rejection_comparisons.temperature",
+    "ppo.safety_gate",
+)
+RS_LOOK = ("rejection_comparisons.gold_per_kind", "rejection_comparisons.gold_samples")
+RS_SMALL = ("comparisons.reward_models", "rejection_comparisons.small_model")
+
 STAGES: dict[str, Stage] = {
     "tokenizer": Stage(
         "cria.pretrain:build_tokenizer",
@@ -181,64 +190,61 @@ STAGES: dict[str, Stage] = {
     "bon_pool_v4": Stage(
         "cria.sample_pool:build",
         needs=("v4", "rm_helpful", "rm_safety", "rm_plain"),
-        sections=("best_of_n", "ppo"),
+        sections=("best_of_n", "ppo.safety_gate"),
         data=WORLD,
         options={"model": "v4"},
     ),
     "rs_samples": Stage(
         "cria.rejection_comparisons:build_samples",
         needs=("sft_a", "rm_helpful", "rm_safety"),
-        sections=("rejection", "rejection_comparisons", "ppo"),
+        sections=("rejection", *RS_ASKED),
         data=WORLD,
     ),
     "rs_choice": Stage(
         "cria.rejection_comparisons:build",
         needs=("sft_a", "rs_samples"),
-        sections=("rejection", "rejection_comparisons"),
+        sections=("rejection", *RS_LOOK),
         data=WORLD,
         options={"question": "choice"},
     ),
     "rs_rrhf": Stage(
         "cria.rejection_comparisons:build",
         needs=("sft_a", "rs_samples"),
-        sections=("rejection", "rejection_comparisons"),
+        sections=("rejection", *RS_LOOK, "rejection_comparisons.rrhf"),
         data=WORLD,
         options={"question": "rrhf"},
     ),
     "rs_pool": Stage(
         "cria.rejection_comparisons:build",
         needs=("sft_a", "rs_samples", "v1", "v2"),
-        sections=("rejection", "rejection_comparisons", "ppo"),
+        sections=("rejection", *RS_ASKED, *RS_LOOK),
         data=WORLD,
         options={"question": "pool"},
     ),
     "rs_small": Stage(
         "cria.rejection_comparisons:build_small",
         needs=("sft_a",),
-        sections=("model", "pretrain", "sft", "comparisons", "rejection_comparisons"),
+        sections=("model", "pretrain", "sft", *RS_SMALL),
         data=WORLD,
     ),
     "rs_distill": Stage(
         "cria.rejection_comparisons:build",
         needs=("sft_a", "rm_helpful", "rm_safety", "rs_samples", "rs_small"),
-        sections=(
-            *("model", "pretrain", "comparisons"),
-            *("rejection", "rejection_comparisons", "ppo"),
-        ),
+        sections=("model", "pretrain", "rejection", *RS_SMALL, *RS_ASKED, *RS_LOOK),
         data=WORLD,
         options={"question": "distill"},
     ),
     "rs_fresh": Stage(
         "cria.rejection_comparisons:build",
         needs=("sft_a", "rm_helpful", "rm_safety", "v1", "v2", "v3", "v4"),
-        sections=("preferences", "rejection_comparisons"),
+        sections=("preferences", "rejection_comparisons.fresh_pairs"),
         data=WORLD,
         options={"question": "fresh"},
     ),
     "rs_gold": Stage(
         "cria.rejection_comparisons:build",
         needs=("sft_a", "v1", "v2", "v3", "v4"),
-        sections=("rejection", "rejection_comparisons"),
+        sections=("rejection.max_new_tokens", *RS_LOOK),
         data=WORLD,
         options={"question": "gold"},
     ),
