@@ -1,0 +1,344 @@
+"""Comparisons beside V1 to V4: an arm differs from its control in one thing only."""
+
+import json
+from collections import Counter
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from cria import (
+    checkpoints,
+    config,
+    rejection_arms,
+    rejection_comparisons,
+    reward,
+    stages,
+    tokenizer,
+    world,
+)
+from cria.config import ModelConfig, OptimConfig
+from cria.judged import gain, unwrapped
+from cria.model import Llama
+from cria.preferences import Collection, Comparison
+from cria.rejection_arms import Look, accuracies, branch, grown, looked_at, tuned
+from cria.rejection_comparisons import QUESTIONS, SAMPLES, build_samples
+from cria.reward import RewardModel
+from cria.selection import best, by_prompt, read_pool
+from cria.stage_build import _Sections
+from cria.world.prompts import prompts
+
+SMOKE = config.load("smoke")
+VILLAGE = world.load()
+PIECES = 400
+SHAPE = ModelConfig(16, 1, 2, 1, vocab_size=PIECES, multiple_of=8, max_seq_len=1024)
+FEW = Look(per_kind=1, n=2, seed=0, max_new_tokens=6)
+PROFILE = replace(
+    SMOKE,
+    model=SHAPE,
+    tokenizer=replace(SMOKE.tokenizer, vocab_size=PIECES),
+    rejection=replace(
+        SMOKE.rejection,
+        max_new_tokens=6,
+        optim=OptimConfig(lr=1e-3, warmup_steps=1),
+        dtype="float32",
+    ),
+    rejection_comparisons=replace(
+        SMOKE.rejection_comparisons, prompts=8, gold_per_kind=1, gold_samples=2
+    ),
+)
+K = PROFILE.rejection.samples
+
+
+@pytest.fixture(scope="module")
+def upstream(tmp_path_factory):
+    """Untrained models and reward models, kept as the stages keep them."""
+    root = tmp_path_factory.mktemp("stages")
+    kinds = ("sum", "fact", "rhyme", "harm", "tell")
+    asked = [p for kind in kinds for p in prompts(VILLAGE, kind, "train")[:40]]
+    texts = [turn for p in asked for _, turn in p.turns]
+    words = tokenizer.train([*texts, "0 1 2 3 4 5 6 7 8 9"], PIECES, root / "words")
+    made = {}
+    for i, name in enumerate(("sft_a", "rs_small", "v1", "v2", "v3", "v4")):
+        path = root / name
+        checkpoints.save(Llama(SHAPE, seed=i), path / "model", words)
+        for j, ground in enumerate(("helpfulness", "safety")):
+            rm = RewardModel(Llama(SHAPE, seed=10 + i), seed=20 + 2 * i + j)
+            if name[0] == "v":
+                reward.save(rm, path / f"rm_{ground}", words)
+            elif name == "sft_a":
+                other = root / f"rm_{'helpful' if j == 0 else 'safety'}"
+                reward.save(rm, other / "model", words)
+        made[name] = SimpleNamespace(
+            path=path,
+            tokenizer=lambda: words,
+            model=lambda path=path: checkpoints.load(path / "model"),
+        )
+    for name in ("rm_helpful", "rm_safety"):
+        made[name] = SimpleNamespace(path=root / name)
+    out = root / "rs_samples"
+    out.mkdir()
+    build_samples(PROFILE, 0, made, out)
+    return made | {"rs_samples": SimpleNamespace(path=out)}
+
+
+@pytest.fixture
+def ask(upstream):
+    """Question → its arms, from what its stage has named and nothing else."""
+
+    def asked(question):
+        stage = stages.STAGES[f"rs_{question}"]
+        assert stage.options == {"question": question}
+        sections = _Sections(f"rs_{question}", stage, PROFILE)
+        needs = {name: upstream[name] for name in stage.needs}
+        return QUESTIONS[question](rejection_comparisons._Given(sections, 0, needs))
+
+    return asked
+
+
+def without(job, *names):
+    return {key: value for key, value in job.items() if key not in names}
+
+
+# The samples that several arms share
+
+
+def test_k_scored_answers_to_so_many_different_prompts(upstream, tmp_path):
+    found = read_pool(upstream["rs_samples"].path / SAMPLES)
+    groups = by_prompt(found)
+    assert len(groups) == 8 and {len(g) for g in groups.values()} == {K}
+    assert {s.prompt.split for s in found} == {"train"}
+    assert [p.name for p in upstream["rs_samples"].path.iterdir()] == [SAMPLES]
+    made = build_samples(PROFILE, 0, upstream, tmp_path)
+    assert made["samples"] == 8 * K and made["score_of_best"] > made["score"]
+    again = read_pool(tmp_path / SAMPLES)
+    assert again == found, "the same seed, the same samples"
+
+
+# The questions
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_every_question_is_a_stage_that_names_all_it_reads(ask, question):
+    jobs = ask(question)
+    assert len(jobs) >= 2
+    looks = [job["look"] for job in jobs.values() if "look" in job]
+    assert all(look == looks[0] and look.split == "test" for look in looks)
+
+
+def test_best_and_random_are_answers_to_the_same_prompts(ask):
+    jobs = ask("choice")
+    one, other = jobs["best"], jobs["random"]
+    assert without(one, "lessons") == without(other, "lessons")
+    asked = [[s.prompt.id for s in job["lessons"]] for job in (one, other)]
+    assert asked[0] == asked[1]
+    pairs = list(zip(one["lessons"], other["lessons"], strict=True))
+    assert all(a.score >= b.score for a, b in pairs)
+    assert any(a.score > b.score for a, b in pairs)
+    assert one["texts"], "as on the road, texts are read beside"
+
+
+def test_rrhf_and_best_of_k_start_from_the_same_samples_without_texts(ask):
+    jobs = ask("rrhf")
+    ours, other = jobs["best of K"], jobs["RRHF"]
+    assert ours["lessons"] == best(other["samples"]) and "texts" not in ours
+    for name in ("folder", "look", "seed"):
+        assert ours[name] == other[name]
+    assert len(other["samples"]) == 8 * K
+
+
+def test_branches_differ_in_the_pool_alone(ask):
+    jobs = ask("pool")
+    bare = [without(job, "pool", "at_most") for job in jobs.values()]
+    assert all(job == bare[0] for job in bare)
+    assert {name: job["pool"] for name, job in jobs.items()} == {
+        "pool": "all",
+        "pool, as few": "all",
+        "previous": "previous",
+    }
+    assert jobs["pool, as few"]["at_most"] == 8
+    rounds = [{path.parent.name for path in rms} for rms in bare[0]["judges"]]
+    assert rounds == [{"v1"}, {"v2"}], "a round is judged by the models of the last"
+
+
+def test_the_small_model_gets_the_same_prompts_from_both_teachers(ask, upstream):
+    jobs = ask("distill")
+    own, big = jobs["own"], jobs["big"]
+    assert without(own, "lessons") == without(big, "lessons")
+    assert (
+        own["folder"]
+        == jobs["before"]["folder"]
+        == (upstream["rs_small"].path / "model")
+    )
+    assert [s.prompt for s in own["lessons"]] == [s.prompt for s in big["lessons"]]
+    assert [s.ids for s in own["lessons"]] != [s.ids for s in big["lessons"]]
+    samples = read_pool(upstream["rs_samples"].path / SAMPLES)
+    assert big["lessons"] == best(samples)
+    faster = own["config"].optim.lr / PROFILE.rejection.optim.lr
+    small = PROFILE.comparisons.reward_models["small"]
+    assert faster == pytest.approx(small.lr / PROFILE.pretrain.optim.lr)
+
+
+def test_the_newest_answers_meet_every_reward_model(ask, upstream):
+    jobs = ask("fresh")
+    assert list(jobs["V4"]["judges"]) == [f"RM {i}" for i in range(5)]
+    first = tuple(upstream[f"rm_{x}"].path / "model" for x in ("helpful", "safety"))
+    for i, name in enumerate(("SFT", "V1", "V2", "V3", "V4")):
+        job = jobs[name]
+        assert job["folder"].parent.name == ("sft_a" if i == 0 else f"v{i}")
+        assert job["judges"]["RM 0"] == first and f"RM {i}" in job["judges"]
+        for rms, (helpful, safety) in job["judges"].items():
+            if rms != "RM 0":
+                assert helpful.parent.name == safety.parent.name == f"v{rms[3:]}"
+                assert (helpful.name, safety.name) == ("rm_helpfulness", "rm_safety")
+
+
+def test_all_five_models_are_asked_the_same(ask):
+    jobs = ask("gold")
+    assert list(jobs) == ["SFT", "V1", "V2", "V3", "V4"]
+    assert len({job["folder"] for job in jobs.values()}) == 5
+    assert len({str(without(job, "folder")) for job in jobs.values()}) == 1
+
+
+# The arms
+
+
+def spy_on_lessons(monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        rejection_arms,
+        "fine_tune",
+        lambda model, vocabulary, lessons, *a, **k: seen.append(list(lessons)),
+    )
+    monkeypatch.setattr(Look, "at", lambda self, *a: {"looked": len(seen)})
+    return seen
+
+
+@pytest.mark.parametrize("arm", ["pool", "previous", "pool, as few"])
+def test_what_a_round_learns_from(ask, monkeypatch, arm):
+    lessons = spy_on_lessons(monkeypatch)
+    job = ask("pool")[arm]
+    seen = branch(**without(job, "function"))
+    assert seen == {f"V{r}": {"looked": r} for r in (1, 2, 3)}
+    assert lessons[0] == job["first"]
+    for round, several in enumerate(lessons, start=1):
+        assert len({s.prompt.id for s in several}) == len(several), "one a prompt"
+        rounds = {s.round for s in several}
+        if arm == "previous":
+            assert rounds == {round} and len(several) == 8
+        elif arm == "pool, as few":
+            assert len(several) == 8
+        else:
+            assert 1 in rounds and rounds <= set(range(1, round + 1))
+            assert len(several) > 8 or round == 1
+    if arm == "pool":
+        asked = [{s.prompt.id for s in several} for several in lessons]
+        assert asked[0] < asked[1] < asked[2], "no prompt is lost"
+    newest = [s for s in lessons[2] if s.round == 3]
+    assert newest and not {s.ids for s in newest} <= {s.ids for s in lessons[0]}
+
+
+def test_the_pool_of_a_branch_is_scored_anew(ask, monkeypatch):
+    """Round 1's scores are of other reward models: they must not decide."""
+    lessons = spy_on_lessons(monkeypatch)
+    job = ask("pool")["pool"]
+    job["first"] = [replace(s, score=1e6) for s in job["first"]]
+    branch(**without(job, "function"))
+    assert all(s.score < 1e5 for s in lessons[1] + lessons[2])
+
+
+def test_an_arm_learns_and_the_judge_looks_at_what_came_out(ask):
+    job = without(ask("choice")["best"], "function") | {"look": FEW}
+    one = tuned(**job)
+    assert tuned(**job) == one, "the same arm twice is the same"
+    assert unwrapped(one)["kind"].nunique() == 9
+    before = looked_at(job["folder"], FEW)
+    assert set(before) == {"sampled", "greedy"}
+    hot = replace(job["config"], optim=OptimConfig(lr=0.05), epochs=4)
+    other = tuned(**job | {"config": hot})
+    assert list(other["prompt"]) == list(one["prompt"]) == before["greedy"]["prompt"]
+    assert other != before["sampled"], "it has learnt something"
+
+
+def test_the_judge_sees_test_prompts_and_greedy_answers_once(upstream, monkeypatch):
+    calls = []
+
+    def spy(model, vocabulary, village, asked, *, temperature, n, **options):
+        calls.append((temperature, n, {p.split for p in asked}))
+        return unwrapped({"kind": []})
+
+    monkeypatch.setattr(rejection_arms, "judged", spy)
+    looked_at(upstream["v2"].path / "model", FEW)
+    assert calls == [(1.0, 2, {"test"}), (0.0, 1, {"test"})]
+
+
+def test_reward_models_are_tried_on_new_answers_to_held_out_prompts(
+    ask, monkeypatch, upstream
+):
+    prompt = prompts(VILLAGE, "sum", "test", 1)[0]
+    pairs = [
+        Comparison(prompt.turns, f"{i}.", f"{i + 50}.", prompt=prompt) for i in range(6)
+    ]
+    asked = []
+
+    def collect(village, models, vocabulary, ground, n, c, *, split, seed):
+        asked.append((ground, n, split, len(models)))
+        return Collection([replace(x, ground=ground) for x in pairs])
+
+    monkeypatch.setattr(rejection_arms, "collect", collect)
+    job = without(ask("fresh")["V4"], "function")
+    job["judges"] = {**job["judges"], "again": job["judges"]["RM 2"]}
+    found = accuracies(**job)
+    assert [x[0] for x in asked] == ["helpfulness", "safety"]
+    assert all(split == "test" and models == 1 for _, _, split, models in asked)
+    n = PROFILE.rejection_comparisons.fresh_pairs
+    assert sum(x[1] for x in asked) == n
+    for ground in ("helpfulness", "safety"):
+        assert set(found[ground]) == set(job["judges"])
+        assert all(
+            len(x) == 6 and set(x) <= {0, 0.5, 1} for x in found[ground].values()
+        )
+        assert found[ground]["again"] == found[ground]["RM 2"]
+    # each ground by its own reward model
+    helpful, safe = job["judges"]["RM 2"]
+    model = reward.load(safe)
+    words = upstream["sft_a"].tokenizer()
+    right = rejection_arms.scored(model, words, pairs)["right"].tolist()
+    assert found["safety"]["RM 2"] == right
+
+
+def test_a_small_model_goes_through_the_whole_recipe(upstream):
+    c = SimpleNamespace(
+        pretrain=replace(
+            SMOKE.pretrain, steps=2, optim=OptimConfig(1e-3), dtype="float32"
+        ),
+        sft=replace(
+            SMOKE.sft, demonstrations=6, optim=OptimConfig(1e-3), dtype="float32"
+        ),
+    )
+    words = upstream["sft_a"].tokenizer()
+
+    def weights(**changes):
+        options = {"faster": 1.0, "config": c, "seed": 3} | changes
+        made = grown(SHAPE, vocabulary=words, **options)
+        return torch.cat([p.flatten() for p in made.state_dict().values()])
+
+    plain = weights()
+    assert torch.equal(plain, weights())
+    start = Llama(SHAPE, seed=3)
+    start = torch.cat([p.flatten() for p in start.state_dict().values()])
+    moved = [(w - start).norm() for w in (plain, weights(faster=3.0))]
+    assert 0 < moved[0] < moved[1]
+
+
+# The stages
+
+
+def test_a_stage_runs_its_arms_in_processes_of_their_own(upstream, tmp_path):
+    made = rejection_comparisons.build(PROFILE, 0, upstream, tmp_path, question="rrhf")
+    assert list(made) == ["RRHF", "best of K"]
+    assert json.loads(json.dumps(made)) == made
+    ours, other = (unwrapped(x) for x in made.values())
+    assert gain(ours, other, "helpfulness").n == 8
+    assert Counter(ours["kind"]) == dict.fromkeys(ours["kind"], 1)
