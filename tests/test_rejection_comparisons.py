@@ -6,7 +6,6 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
-import torch
 
 from cria import (
     checkpoints,
@@ -22,7 +21,7 @@ from cria.config import ModelConfig, OptimConfig
 from cria.judged import gain, unwrapped
 from cria.model import Llama
 from cria.preferences import Collection, Comparison
-from cria.rejection_arms import Look, accuracies, branch, grown, looked_at, tuned
+from cria.rejection_arms import Look, accuracies, branch, looked_at, ranking, tuned
 from cria.rejection_comparisons import QUESTIONS, SAMPLES, build_samples
 from cria.reward import RewardModel
 from cria.selection import best, by_prompt, read_pool
@@ -33,7 +32,7 @@ SMOKE = config.load("smoke")
 VILLAGE = world.load()
 PIECES = 400
 SHAPE = ModelConfig(16, 1, 2, 1, vocab_size=PIECES, multiple_of=8, max_seq_len=1024)
-FEW = Look(per_kind=1, n=2, seed=0, max_new_tokens=6)
+FEW = Look(per_kind=1, answers=2, seed=0, max_new_tokens=6)
 PROFILE = replace(
     SMOKE,
     model=SHAPE,
@@ -45,10 +44,10 @@ PROFILE = replace(
         dtype="float32",
     ),
     rejection_comparisons=replace(
-        SMOKE.rejection_comparisons, prompts=8, gold_per_kind=1, gold_samples=2
+        SMOKE.rejection_comparisons, prompts=12, gold_per_kind=1, gold_answers=2
     ),
 )
-K = PROFILE.rejection.samples
+K, PROMPTS = PROFILE.rejection.samples, PROFILE.rejection_comparisons.prompts
 
 
 @pytest.fixture(scope="module")
@@ -107,11 +106,11 @@ def without(job, *names):
 def test_k_scored_answers_to_so_many_different_prompts(upstream, tmp_path):
     found = read_pool(upstream["rs_samples"].path / SAMPLES)
     groups = by_prompt(found)
-    assert len(groups) == 8 and {len(g) for g in groups.values()} == {K}
+    assert len(groups) == PROMPTS and {len(g) for g in groups.values()} == {K}
     assert {s.prompt.split for s in found} == {"train"}
     assert [p.name for p in upstream["rs_samples"].path.iterdir()] == [SAMPLES]
     made = build_samples(PROFILE, 0, upstream, tmp_path)
-    assert made["samples"] == 8 * K and made["score_of_best"] > made["score"]
+    assert made["samples"] == PROMPTS * K and made["score_of_best"] > made["score"]
     again = read_pool(tmp_path / SAMPLES)
     assert again == found, "the same seed, the same samples"
 
@@ -145,19 +144,21 @@ def test_rrhf_and_best_of_k_start_from_the_same_samples_without_texts(ask):
     assert ours["lessons"] == best(other["samples"]) and "texts" not in ours
     for name in ("folder", "look", "seed"):
         assert ours[name] == other[name]
-    assert len(other["samples"]) == 8 * K
+    assert len(other["samples"]) == PROMPTS * K
 
 
-def test_branches_differ_in_the_pool_alone(ask):
+def test_branches_differ_in_the_pool_the_later_mix_and_nothing_else(ask):
     jobs = ask("pool")
-    bare = [without(job, "pool", "at_most") for job in jobs.values()]
+    bare = [without(job, "pool", "later", "beside") for job in jobs.values()]
     assert all(job == bare[0] for job in bare)
-    assert {name: job["pool"] for name, job in jobs.items()} == {
-        "pool": "all",
-        "pool, as few": "all",
-        "previous": "previous",
-    }
-    assert jobs["pool, as few"]["at_most"] == 8
+    kinds = PROFILE.rejection.kinds
+    gone = PROFILE.rejection_comparisons.forgotten
+    for name, job in jobs.items():
+        assert job["pool"] == ("previous" if "previous" in name else "all")
+        assert ("beside" in job) == (name == "road's form")
+        left = {gone} if "moved on" in name else set()
+        assert set(kinds) - set(job["later"]) == left
+        assert all(kinds[k] == share for k, share in job["later"].items())
     rounds = [{path.parent.name for path in rms} for rms in bare[0]["judges"]]
     assert rounds == [{"v1"}, {"v2"}], "a round is judged by the models of the last"
 
@@ -206,59 +207,88 @@ def test_all_five_models_are_asked_the_same(ask):
 
 def spy_on_lessons(monkeypatch):
     seen = []
-    monkeypatch.setattr(
-        rejection_arms,
-        "fine_tune",
-        lambda model, vocabulary, lessons, *a, **k: seen.append(list(lessons)),
-    )
+
+    def fine_tune(model, vocabulary, lessons, *args, texts, **options):
+        seen.append((list(lessons), list(texts)))
+
+    monkeypatch.setattr(rejection_arms, "fine_tune", fine_tune)
     monkeypatch.setattr(Look, "at", lambda self, *a: {"looked": len(seen)})
     return seen
 
 
-@pytest.mark.parametrize("arm", ["pool", "previous", "pool, as few"])
+def of(kind, several):
+    return [s for s in several if s.prompt.kind == kind]
+
+
+@pytest.mark.parametrize("arm", ["pool", "previous", "pool, moved on"])
 def test_what_a_round_learns_from(ask, monkeypatch, arm):
-    lessons = spy_on_lessons(monkeypatch)
+    seen = spy_on_lessons(monkeypatch)
     job = ask("pool")[arm]
-    seen = branch(**without(job, "function"))
-    assert seen == {f"V{r}": {"looked": r} for r in (1, 2, 3)}
-    assert lessons[0] == job["first"]
+    assert branch(**without(job, "function")) == {
+        f"V{r}": {"looked": r} for r in (1, 2, 3)
+    }
+    lessons = [several for several, texts in seen if not texts]
+    assert lessons[0] == job["first"] and len(lessons) == 3
     for round, several in enumerate(lessons, start=1):
         assert len({s.prompt.id for s in several}) == len(several), "one a prompt"
         rounds = {s.round for s in several}
         if arm == "previous":
-            assert rounds == {round} and len(several) == 8
-        elif arm == "pool, as few":
-            assert len(several) == 8
+            assert rounds == {round} and len(several) == PROMPTS
         else:
             assert 1 in rounds and rounds <= set(range(1, round + 1))
-            assert len(several) > 8 or round == 1
-    if arm == "pool":
-        asked = [{s.prompt.id for s in several} for several in lessons]
-        assert asked[0] < asked[1] < asked[2], "no prompt is lost"
+            assert len(several) > PROMPTS or round == 1
     newest = [s for s in lessons[2] if s.round == 3]
     assert newest and not {s.ids for s in newest} <= {s.ids for s in lessons[0]}
+    gone = PROFILE.rejection_comparisons.forgotten
+    assert bool(of(gone, newest)) == ("moved on" not in arm)
+    if "pool" in arm:
+        asked = [{s.prompt.id for s in several} for several in lessons]
+        assert asked[0] < asked[1] < asked[2], "no prompt is lost"
+        assert of(gone, lessons[2]), "the pool remembers it"
+
+
+def test_the_road_reads_texts_beside_and_repeats_what_is_rare(ask, monkeypatch):
+    seen = spy_on_lessons(monkeypatch)
+    branch(**without(ask("pool")["road's form"], "function"))
+    kinds = PROFILE.rejection.kinds
+    for several, texts in seen:
+        tokens = sum(len(s.ids) for s in several)
+        assert sum(map(len, texts)) >= PROFILE.rejection.texts * tokens
+        different = len({s.prompt.id for s in several})
+        for kind, share in kinds.items():
+            if of(kind, several):
+                assert len(of(kind, several)) >= round(share * different)
 
 
 def test_the_pool_of_a_branch_is_scored_anew(ask, monkeypatch):
     """Round 1's scores are of other reward models: they must not decide."""
-    lessons = spy_on_lessons(monkeypatch)
+    seen = spy_on_lessons(monkeypatch)
     job = ask("pool")["pool"]
     job["first"] = [replace(s, score=1e6) for s in job["first"]]
     branch(**without(job, "function"))
-    assert all(s.score < 1e5 for s in lessons[1] + lessons[2])
+    assert all(s.score < 1e5 for several, _ in seen[1:] for s in several)
 
 
-def test_an_arm_learns_and_the_judge_looks_at_what_came_out(ask):
-    job = without(ask("choice")["best"], "function") | {"look": FEW}
-    one = tuned(**job)
-    assert tuned(**job) == one, "the same arm twice is the same"
-    assert unwrapped(one)["kind"].nunique() == 9
-    before = looked_at(job["folder"], FEW)
-    assert set(before) == {"sampled", "greedy"}
-    hot = replace(job["config"], optim=OptimConfig(lr=0.05), epochs=4)
-    other = tuned(**job | {"config": hot})
-    assert list(other["prompt"]) == list(one["prompt"]) == before["greedy"]["prompt"]
-    assert other != before["sampled"], "it has learnt something"
+def test_the_judge_looks_at_what_came_out_of_the_training(ask, monkeypatch):
+    """The weights themselves stand for what the judge sees."""
+
+    def weights(self, model, *args):
+        return torch.cat([p.flatten() for p in model.state_dict().values()])
+
+    monkeypatch.setattr(Look, "at", weights)
+    job = without(ask("choice")["best"], "function")
+    before, after = looked_at(job["folder"], FEW)["sampled"], tuned(**job)
+    assert torch.equal(after, tuned(**job)), "the same arm twice is the same"
+    others = [
+        tuned(**job | {"texts": []}),
+        tuned(**job | {"lessons": job["lessons"][:4]}),
+        tuned(**job | {"seed": 9}),
+        ranking(**without(ask("rrhf")["RRHF"], "function")),
+        before,
+    ]
+    assert not any(torch.equal(after, other) for other in others)
+    for i, one in enumerate(others):
+        assert not any(torch.equal(one, other) for other in others[:i])
 
 
 def test_the_judge_sees_test_prompts_and_greedy_answers_once(upstream, monkeypatch):
@@ -270,7 +300,20 @@ def test_the_judge_sees_test_prompts_and_greedy_answers_once(upstream, monkeypat
 
     monkeypatch.setattr(rejection_arms, "judged", spy)
     looked_at(upstream["v2"].path / "model", FEW)
-    assert calls == [(1.0, 2, {"test"}), (0.0, 1, {"test"})]
+    assert calls == [(1.0, 2, {"test"})] * 9 + [(0.0, 1, {"test"})] * 9
+
+
+def test_a_kind_with_few_prompts_is_asked_more_often(upstream, monkeypatch):
+    calls = {}
+
+    def spy(model, vocabulary, village, asked, *, n, **options):
+        calls[asked[0].kind] = (len(asked), n)
+        return unwrapped({"kind": []})
+
+    monkeypatch.setattr(rejection_arms, "judged", spy)
+    look = replace(FEW, per_kind=10, answers=35)
+    look.at(*rejection_arms._load(upstream["v1"].path / "model"), 1.0)
+    assert calls["sum"] == (10, 4) and calls["three"] == (6, 6)
 
 
 def test_reward_models_are_tried_on_new_answers_to_held_out_prompts(
@@ -306,30 +349,6 @@ def test_reward_models_are_tried_on_new_answers_to_held_out_prompts(
     words = upstream["sft_a"].tokenizer()
     right = rejection_arms.scored(model, words, pairs)["right"].tolist()
     assert found["safety"]["RM 2"] == right
-
-
-def test_a_small_model_goes_through_the_whole_recipe(upstream):
-    c = SimpleNamespace(
-        pretrain=replace(
-            SMOKE.pretrain, steps=2, optim=OptimConfig(1e-3), dtype="float32"
-        ),
-        sft=replace(
-            SMOKE.sft, demonstrations=6, optim=OptimConfig(1e-3), dtype="float32"
-        ),
-    )
-    words = upstream["sft_a"].tokenizer()
-
-    def weights(**changes):
-        options = {"faster": 1.0, "config": c, "seed": 3} | changes
-        made = grown(SHAPE, vocabulary=words, **options)
-        return torch.cat([p.flatten() for p in made.state_dict().values()])
-
-    plain = weights()
-    assert torch.equal(plain, weights())
-    start = Llama(SHAPE, seed=3)
-    start = torch.cat([p.flatten() for p in start.state_dict().values()])
-    moved = [(w - start).norm() for w in (plain, weights(faster=3.0))]
-    assert 0 < moved[0] < moved[1]
 
 
 # The stages

@@ -67,13 +67,14 @@ class RejectionComparisonsConfig:
     prompts: int = 350  # a round of an arm, fewer than a round of the road
     temperature: float = 1.0  # of the arms' samples; the road measures its own
     small_model: str = "small"  # of comparisons.reward_models: the one that is taught
+    forgotten: str = "rhyme"  # the kind that later rounds ask for no more
     fresh_pairs: int = 1200  # held-out comparisons of every round's answers
     rrhf: RRHFConfig = field(
         default_factory=lambda: RRHFConfig(4, 2, OptimConfig(3e-4, warmup_steps=5))
     )
-    gold_per_kind: int = 60  # held-out prompts of every kind (or all that there are)
-    gold_samples: int = 6  # answers to each of them
+    gold_per_kind: int = 40  # held-out prompts of every kind (or all that there are)
+    gold_answers: int = 200  # at least, to the prompts of a kind together
 
     def __post_init__(self) -> None:
         positive(self, "prompts", "temperature", "fresh_pairs")
-        positive(self, "gold_per_kind", "gold_samples")
+        positive(self, "gold_per_kind", "gold_answers")

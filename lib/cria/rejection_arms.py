@@ -6,16 +6,16 @@ once. `cria.rejection_comparisons` says which arms there are.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from random import Random
 from typing import Literal
 
-from cria import checkpoints, pretrain, reward, sft, world
+import pandas as pd
+
+from cria import checkpoints, reward, world
 from cria.config import (
-    ModelConfig,
-    OptimConfig,
     PreferencesConfig,
     RejectionConfig,
     RRHFConfig,
@@ -23,26 +23,29 @@ from cria.config import (
 from cria.evaluate import held_out
 from cria.judged import as_columns, judged
 from cria.model import Llama
-from cria.packing import pack, unpacked
 from cria.preferences import collect
 from cria.rejection import fine_tune, rescore, sample
 from cria.reward_evaluate import scored
 from cria.rrhf import ranked, train_rrhf
-from cria.selection import Sample, best
+from cria.selection import Sample, balanced, best
 from cria.tokenizer import Tokenizer
-from cria.world.prompts import mixture
+from cria.world import corpora
+from cria.world.prompts import Prompt, mixture
 
-__all__ = ["Look", "accuracies", "branch", "grown", "looked_at", "ranking", "tuned"]
+__all__ = ["Look", "accuracies", "branch", "looked_at", "ranking"]
+__all__ += ["texts_beside", "tuned"]
 
 RMs = tuple[Path, Path]  # folders of a helpfulness and a safety reward model
 
 
 @dataclass(frozen=True)
 class Look:
-    """How the judge looks at a model: on so many held-out prompts of every kind."""
+    """How the judge looks at a model: so many held-out prompts of every kind, and so
+    many answers of every kind at temperature 1, so that a kind with few prompts is
+    measured as finely as the others."""
 
     per_kind: int
-    n: int  # answers to each at temperature 1
+    answers: int  # of a kind, all its prompts together
     seed: int
     max_new_tokens: int
     split: str = "test"
@@ -50,18 +53,23 @@ class Look:
     def at(self, model: Llama, vocabulary: Tokenizer, temperature: float) -> dict:
         """`judged.judged`, as columns."""
         village = world.load()
-        return as_columns(
+        asked: dict[str, list[Prompt]] = {}
+        for prompt in held_out(village, self.split, self.per_kind):
+            asked.setdefault(prompt.kind, []).append(prompt)
+        seen = [
             judged(
                 model,
                 vocabulary,
                 village,
-                held_out(village, self.split, self.per_kind),
+                several,
                 temperature=temperature,
-                n=self.n if temperature else 1,
+                n=math.ceil(self.answers / len(several)) if temperature else 1,
                 seed=self.seed,
                 max_new_tokens=self.max_new_tokens,
             )
-        )
+            for several in asked.values()
+        ]
+        return as_columns(pd.concat(seen, ignore_index=True))
 
 
 def looked_at(folder: Path, look: Look) -> dict[str, dict]:
@@ -120,33 +128,29 @@ def branch(
     look: Look,
     *,
     pool: Literal["all", "previous"],
+    later: Mapping[str, float],
     prompts: int,
     temperature: float,
     gate: float,
     seed: int,
-    at_most: int | None = None,
+    beside: bool = False,
 ) -> dict[str, dict]:
     """Rounds 1, 2, … from the model in ``folder``: {"V1": what the judge sees, …}.
 
     first: the best answers of round 1.  judges: the reward models of every later round.
     pool: learn from the best answers of all rounds so far, scored anew by the newest
-    reward models, or from those of the round alone.  at_most: of the pool take only so
-    many, at random, so that both kinds of arm take equally many steps.
+    reward models, or from those of the round alone.  later: the mix of kinds that is
+    asked from round 2 on.  beside: repeat rare kinds and read texts beside the answers,
+    as the road does; without, the paper's plain form.
     """
     model, vocabulary = _load(folder)
     village = world.load()
     kept, lessons, seen = list(first), list(first), {}
     for round in range(1, len(judges) + 2):
+        key = 1000 * seed + 500 + round  # other prompts than the road's, every round
         if round > 1:
             rms = tuple(reward.load(path) for path in judges[round - 2])
-            asked = mixture(
-                village,
-                "train",
-                prompts,
-                dict(config.kinds),
-                1000 * seed + 500 + round,
-                unique=True,
-            )
+            asked = mixture(village, "train", prompts, dict(later), key, unique=True)
             new = sample(
                 model,
                 rms,
@@ -156,17 +160,35 @@ def branch(
                 round=round,
                 temperature=temperature,
                 gate=gate,
-                seed=100 * (1000 * seed + 500 + round),
+                seed=100 * key,
             )
             lessons = best(new)
             if pool == "all":
                 kept = [*kept, *lessons]
                 lessons = best(rescore(kept, rms, vocabulary, gate))
-        if at_most is not None and len(lessons) > at_most:
-            lessons = Random(f"pool {seed} {round}").sample(lessons, at_most)
-        fine_tune(model, vocabulary, lessons, config, seed=seed, progress=False)
+        texts = []
+        if beside:
+            lessons = balanced(lessons, config.kinds)
+            texts = texts_beside(lessons, config, vocabulary, key)
+        fine_tune(
+            model, vocabulary, lessons, config, seed=seed, texts=texts, progress=False
+        )
         seen[f"V{round}"] = look.at(model, vocabulary, 1.0)
     return seen
+
+
+def texts_beside(
+    lessons: Sequence[Sample],
+    config: RejectionConfig,
+    vocabulary: Tokenizer,
+    seed: int,
+) -> list[list[int]]:
+    """Texts that tell the truth, `config.texts` tokens of them per token of answers."""
+    n_tokens = config.texts * sum(len(s.ids) for s in lessons)
+    if n_tokens == 0:
+        return []
+    mix = dict(config.text_mix)
+    return corpora.stream(world.load(), mix, n_tokens, vocabulary, seed)
 
 
 def accuracies(
@@ -202,45 +224,6 @@ def accuracies(
             for name, rms in judges.items()
         }
     return found
-
-
-def grown(
-    model_config: ModelConfig,
-    faster: float,
-    config,
-    vocabulary: Tokenizer,
-    *,
-    seed: int,
-) -> Llama:
-    """A chat model of another size, through `config`'s pre-training and SFT.
-
-    Small networks bear larger steps: every learning rate is ``faster`` times as high.
-    config: with the sections pretrain and sft.
-    """
-    village, c = world.load(), config.pretrain
-    rows = pretrain.world_rows(
-        village, vocabulary, c.mix, c.steps * c.batch_size, c.seq_len, seed
-    )
-    model, _ = pretrain.train_base(
-        model_config,
-        rows,
-        c.batch_size,
-        quicker(c.optim, faster),
-        seed=seed,
-        dtype=c.dtype,
-        label="the small base model",
-    )
-    c = replace(config.sft, optim=quicker(config.sft.optim, faster))
-    written = sft.collect(village, c, "a", seed)
-    lay = pack if c.packing else unpacked
-    rows = lay(sft.documents(vocabulary, written, c.separator), c.seq_len)
-    sft.train_sft(model, rows, c, seed=seed, label="the small chat model")
-    return model
-
-
-def quicker(optim: OptimConfig, faster: float) -> OptimConfig:
-    """The same schedule with a peak ``faster`` times as high."""
-    return replace(optim, lr=optim.lr * faster)
 
 
 def _load(folder: Path) -> tuple[Llama, Tokenizer]:

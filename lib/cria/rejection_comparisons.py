@@ -13,22 +13,21 @@ from functools import cached_property
 from pathlib import Path
 
 from cria import checkpoints, rejection_arms, reward, side_by_side, world
-from cria.config import ModelConfig
 from cria.rejection import sample
 from cria.rejection_arms import (
     Look,
     accuracies,
     branch,
     looked_at,
-    quicker,
     ranking,
+    texts_beside,
     tuned,
 )
 from cria.selection import balanced, best, randomly, read_pool, write_pool
-from cria.world import corpora
+from cria.smaller import quicker, shape
 from cria.world.prompts import mixture
 
-__all__ = ["QUESTIONS", "build", "build_samples", "build_small"]
+__all__ = ["QUESTIONS", "build", "build_samples"]
 
 GROUNDS = ("helpfulness", "safety")
 SAMPLES = "samples.json"
@@ -52,15 +51,6 @@ def build_samples(config, seed: int, upstream: Mapping, out: Path) -> dict:
     }
 
 
-def build_small(config, seed: int, upstream: Mapping, out: Path) -> dict:
-    """Stage `rs_small`: a small chat model, the one that will be taught."""
-    vocabulary = upstream["sft_a"].tokenizer()
-    shape, faster = _small(config)
-    model = rejection_arms.grown(shape, faster, config, vocabulary, seed=seed)
-    checkpoints.save(model, out / "model", vocabulary)
-    return {"weights": shape.n_params}
-
-
 def build(config, seed: int, upstream: Mapping, out: Path, question: str) -> dict:
     """A stage that answers one of `QUESTIONS`: {name of the arm: what was seen}."""
     return side_by_side.run(_call, QUESTIONS[question](_Given(config, seed, upstream)))
@@ -80,7 +70,7 @@ class _Given:
     def look(self) -> Look:
         c = self.config.rejection_comparisons
         new_tokens = self.config.rejection.max_new_tokens
-        return Look(c.gold_per_kind, c.gold_samples, self.seed, new_tokens)
+        return Look(c.gold_per_kind, c.gold_answers, self.seed, new_tokens)
 
     def model(self, stage: str) -> Path:
         return self.upstream[stage].path / "model"
@@ -103,18 +93,10 @@ class _Given:
 
 def _choice(given: _Given) -> dict[str, Job]:
     """The best of K against any of K: the same prompts, steps and texts read beside."""
-    c, village = given.config.rejection, world.load()
-    picked = {
-        "best": best(given.samples),
-        "random": randomly(given.samples, given.seed),
-    }
-    n_tokens = c.texts * sum(len(s.ids) for s in picked["best"])
+    c, found = given.config.rejection, given.samples
+    picked = {"best": best(found), "random": randomly(found, given.seed)}
     vocabulary = given.upstream["sft_a"].tokenizer()
-    texts = (
-        corpora.stream(village, dict(c.text_mix), n_tokens, vocabulary, given.seed)
-        if n_tokens
-        else []
-    )
+    texts = texts_beside(picked["best"], c, vocabulary, given.seed)
     return {
         name: given.tuned(balanced(several, c.kinds), texts=texts)
         for name, several in picked.items()
@@ -138,28 +120,33 @@ def _rrhf(given: _Given) -> dict[str, Job]:
 
 
 def _pool(given: _Given) -> dict[str, Job]:
-    """Rounds 1 to 3 in the paper's plain form: only what a round learns from differs.
+    """Rounds 1 to 3 that learn from all rounds' answers or from the last one's.
 
-    Neither texts are read beside nor rare kinds repeated, which is how our own road
-    keeps its skills. "pool, as few" learns from as few answers as "previous".
+    In the paper's plain form: neither texts are read beside nor rare kinds repeated,
+    which is how our own road keeps its skills; the arm "road's form" does both. In
+    "… moved on" nobody asks for the skill `forgotten` any more after round 1.
     """
-    c = given.config.rejection_comparisons
+    c, rejection = given.config.rejection_comparisons, given.config.rejection
+    moved_on = {k: share for k, share in rejection.kinds.items() if k != c.forgotten}
     common = {
         "function": branch,
         "folder": given.model("sft_a"),
         "first": best(given.samples),
         "judges": [given.judges(1), given.judges(2)],
-        "config": given.config.rejection,
+        "config": rejection,
         "look": given.look,
+        "later": dict(rejection.kinds),
         "prompts": c.prompts,
         "temperature": c.temperature,
         "gate": given.config.ppo.safety_gate,
         "seed": given.seed,
     }
     return {
+        "road's form": {**common, "pool": "all", "beside": True},
         "pool": {**common, "pool": "all"},
-        "pool, as few": {**common, "pool": "all", "at_most": c.prompts},
+        "pool, moved on": {**common, "pool": "all", "later": moved_on},
         "previous": {**common, "pool": "previous"},
+        "previous, moved on": {**common, "pool": "previous", "later": moved_on},
     }
 
 
@@ -170,7 +157,7 @@ def _distill(given: _Given) -> dict[str, Job]:
     """
     small = given.model("rs_small")
     own = _sampled(given.config, given.seed, given.upstream, small)
-    _, faster = _small(given.config)
+    _, faster = shape(given.config)
     c = given.config.rejection
     c = replace(c, optim=quicker(c.optim, faster))
     return {
@@ -256,19 +243,6 @@ def _sampled(
         seed=100 * (1000 * seed + 500),
         out=out,
     )
-
-
-def _small(config) -> tuple[ModelConfig, float]:
-    """The shape of the small model, and how much faster it learns."""
-    small = config.comparisons.reward_models[config.rejection_comparisons.small_model]
-    shape = replace(
-        config.model,
-        dim=small.dim,
-        n_layers=small.n_layers,
-        n_heads=small.n_heads,
-        n_kv_heads=small.n_kv_heads,
-    )
-    return shape, small.lr / config.pretrain.optim.lr
 
 
 def _call(function: Callable, **arguments) -> object:

@@ -52,7 +52,7 @@ RS_ASKED = (
     "rejection_comparisons.temperature",
     "ppo.safety_gate",
 )
-RS_LOOK = ("rejection_comparisons.gold_per_kind", "rejection_comparisons.gold_samples")
+RS_LOOK = ("rejection_comparisons.gold_per_kind", "rejection_comparisons.gold_answers")
 RS_SMALL = ("comparisons.reward_models", "rejection_comparisons.small_model")
 
 STAGES: dict[str, Stage] = {
@@ -217,12 +217,17 @@ STAGES: dict[str, Stage] = {
     "rs_pool": Stage(
         "cria.rejection_comparisons:build",
         needs=("sft_a", "rs_samples", "v1", "v2"),
-        sections=("rejection", *RS_ASKED, *RS_LOOK),
+        sections=(
+            "rejection",
+            "rejection_comparisons.forgotten",
+            *RS_ASKED,
+            *RS_LOOK,
+        ),
         data=WORLD,
         options={"question": "pool"},
     ),
     "rs_small": Stage(
-        "cria.rejection_comparisons:build_small",
+        "cria.smaller:build",
         needs=("sft_a",),
         sections=("model", "pretrain", "sft", *RS_SMALL),
         data=WORLD,
