@@ -95,7 +95,7 @@ def chat(arguments: argparse.Namespace) -> None:
         raise UsageError("--max-new-tokens must be 1 or more.")
     # With --prompt only the answer goes to standard output.
     say = _aside if arguments.prompt is not None else print
-    speaker = talk.speaker(target, config, arguments.seed, say)
+    speaker = talk.speaker(target, config, arguments.seed, say, arguments.format)
     if config.profile == "smoke" and speaker.name in STAGES:
         say("The smoke profile learns next to nothing: do not expect sense.")
     options = {
@@ -112,6 +112,35 @@ def chat(arguments: argparse.Namespace) -> None:
     if speaker.name in STAGES:
         print("It knows a village. Try:", "  ".join(talk.examples()))
     talk.converse(speaker, seed=arguments.seed, **options)
+
+
+def export(arguments: argparse.Namespace) -> None:
+    """Write a stage or a checkpoint for transformers, TRL and vLLM."""
+    import torch
+
+    from cria import manner, real_weights, stages
+
+    config, target = _config(arguments.profile), arguments.target
+    known = [name for name, stage in stages.STAGES.items() if stage.speaks]
+    path = Path(target).expanduser()
+    if target not in known and not path.exists():
+        raise UsageError(names.unknown("stage or checkpoint", target, known))
+    if not arguments.shard_gb > 0:
+        raise UsageError("--shard-gb must be above 0.")
+    if target in known:
+        path = stages.get(target, config, arguments.seed, say=_aside).path
+    folder = path / "model" if (path / "model").is_dir() else path
+    tokenizer = manner.vocabulary(folder)
+    way = manner.manner(folder, config.sft.separator, arguments.format)
+    real_weights.export(
+        folder,
+        arguments.out,
+        tokenizer,
+        dtype=arguments.dtype and getattr(torch, arguments.dtype),
+        chat=not way.plain,
+        shard_bytes=arguments.shard_gb * 1e9,
+    )
+    print(f"{arguments.out} is written: transformers, TRL and vLLM open it.")
 
 
 def plan(arguments: argparse.Namespace) -> None:
@@ -219,6 +248,16 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
     add("--temperature", type=_float, default=0.0, help="0: the likeliest token")
     add("--top-p", type=_float, default=1.0, help="sample from this share of mass")
     add("--max-new-tokens", type=_whole, default=64, metavar="N")
+    spoken = "of a checkpoint by path; default: what its folder says"
+    add("--format", choices=("chat", "text"), help=spoken)
+    add = command("export", export)
+    add("target", metavar="STAGE|PATH", help="also Meta's and Hugging Face's folders")
+    add("out", metavar="FOLDER", help="a new one")
+    settings(add, "course", 0)
+    kinds = ("float32", "bfloat16", "float16")
+    add("--dtype", choices=kinds, help="of the new files; default: as stored")
+    add("--format", choices=("chat", "text"), help="with a chat template, or without")
+    add("--shard-gb", type=_float, default=5.0, metavar="GB", help="largest file (5)")
     add = command("plan", plan)
     add(
         "profile",

@@ -12,6 +12,7 @@ from cria.tokenizer import TAGS
 
 if TYPE_CHECKING:
     from cria.config import Config
+    from cria.manner import Way
     from cria.model import Llama
     from cria.tokenizer import Tokenizer
 
@@ -81,25 +82,27 @@ class Speaker:
 
 
 def speaker(
-    stage_or_path: str | None, config: Config, seed: int = 0, say=print
+    stage_or_path: str | None,
+    config: Config,
+    seed: int = 0,
+    say=print,
+    way: Way | None = None,
 ) -> Speaker:
     """A stage by name, a checkpoint by path, or (None) the newest chat model there is.
 
-    A stage that is missing is built first. Raises ValueError for an unknown one.
+    A stage that is missing is built first. ``way``: dialogue or plain text, where a
+    checkpoint does not say it by itself (`cria.manner`). Raises ValueError for an
+    unknown stage, and for a checkpoint that speaks another chat format.
     """
-    from cria import checkpoints
-    from cria.tokenizer import Tokenizer
-
     path = Path(stage_or_path or "").expanduser()
     if stage_or_path and stage_or_path not in stages.STAGES and path.exists():
         # a checkpoint, or a stage's folder in the cache, which holds one
-        folder = path / "model" if (path / "model").is_dir() else path
-        tokenizer = Tokenizer(folder / "tokenizer.model")
-        return Speaker(
-            path.name,
-            checkpoints.load(folder),
-            tokenizer,
-            separator=config.sft.separator,
+        return _checkpoint(
+            path / "model" if (path / "model").is_dir() else path,
+            path.resolve().name,
+            config.sft.separator,
+            say,
+            way,
         )
     name = stage_or_path or newest(config, seed)
     made = stages.get(name, config, seed, say=say)
@@ -110,6 +113,23 @@ def speaker(
         plain=name == "base",
         separator=name != "base" and config.sft.separator,
     )
+
+
+def _checkpoint(
+    folder: Path, name: str, separator: bool, say, way: Way | None
+) -> Speaker:
+    from cria import real_weights
+    from cria.manner import manner, vocabulary
+
+    model = real_weights.open_mapped(folder)
+    tokenizer, found = vocabulary(folder), manner(folder, separator, way)
+    if tokenizer.vocab_size > model.config.vocab_size:
+        raise ValueError(
+            f"{folder}: the tokenizer has {tokenizer.vocab_size} pieces, but the model "
+            f"only {model.config.vocab_size} embeddings: they do not belong together."
+        )
+    say(f"{name} {'continues text' if found.plain else 'chats'}: {found.why}.")
+    return Speaker(name, model, tokenizer, found.plain, found.separator)
 
 
 @dataclass
