@@ -104,7 +104,7 @@ def _train_ppo(given, config: Config, inputs: Inputs, group: Group) -> None:
         _scorer(given, config, inputs) if group.chief else None,
         inputs.tokenizer,
         ppo_stage.asked(village, config, c.batch_size, seed),
-        mixture(village, "dev", c.dev_prompts, dict(config.rejection.kinds), seed),
+        mixture(village, "dev", c.dev_prompts, dict(c.kinds), seed),
         c,
         group=group,
         out=given.out,
