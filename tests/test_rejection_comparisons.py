@@ -6,6 +6,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from cria import (
     checkpoints,
@@ -338,17 +339,18 @@ def test_reward_models_are_tried_on_new_answers_to_held_out_prompts(
     n = PROFILE.rejection_comparisons.fresh_pairs
     assert sum(x[1] for x in asked) == n
     for ground in ("helpfulness", "safety"):
-        assert set(found[ground]) == set(job["judges"])
-        assert all(
-            len(x) == 6 and set(x) <= {0, 0.5, 1} for x in found[ground].values()
-        )
-        assert found[ground]["again"] == found[ground]["RM 2"]
+        ranked = found[ground]["right"]
+        assert set(ranked) == set(job["judges"])
+        assert 0 <= found[ground]["ceiling"] <= 1
+        for right in ranked.values():
+            assert len(right) == 6 and set(right) <= {0, 0.5, 1}
+        assert ranked["again"] == ranked["RM 2"]
     # each ground by its own reward model
     helpful, safe = job["judges"]["RM 2"]
     model = reward.load(safe)
     words = upstream["sft_a"].tokenizer()
     right = rejection_arms.scored(model, words, pairs)["right"].tolist()
-    assert found["safety"]["RM 2"] == right
+    assert found["safety"]["right"]["RM 2"] == right
 
 
 # The stages

@@ -66,9 +66,11 @@ class RejectionComparisonsConfig:
 
     prompts: int = 350  # a round of an arm, fewer than a round of the road
     temperature: float = 1.0  # of the arms' samples; the road measures its own
-    small_model: str = "small"  # of comparisons.reward_models: the one that is taught
+    small_model: str = (
+        "small"  # one of comparisons.reward_models: the one that is taught
+    )
     forgotten: str = "rhyme"  # the kind that later rounds ask for no more
-    fresh_pairs: int = 1200  # held-out comparisons of every round's answers
+    fresh_pairs: int = 1600  # held-out comparisons of every round's answers
     rrhf: RRHFConfig = field(
         default_factory=lambda: RRHFConfig(4, 2, OptimConfig(3e-4, warmup_steps=5))
     )

@@ -25,7 +25,7 @@ from cria.judged import as_columns, judged
 from cria.model import Llama
 from cria.preferences import collect
 from cria.rejection import fine_tune, rescore, sample
-from cria.reward_evaluate import scored
+from cria.reward_evaluate import ceiling, scored
 from cria.rrhf import ranked, train_rrhf
 from cria.selection import Sample, balanced, best
 from cria.tokenizer import Tokenizer
@@ -198,12 +198,14 @@ def accuracies(
     config: PreferencesConfig,
     *,
     seed: int,
-) -> dict[str, dict[str, list[float]]]:
+) -> dict[str, dict]:
     """How well reward models rank new answers of the model in ``folder``.
 
     Annotators compare pairs of its answers to held-out prompts, n[ground] of them
-    (identical ones are dropped). Returns ground → name of the reward models → 1 for
-    every pair ranked right, 0.5 for a tie, 0 for wrong.
+    (identical ones are dropped). Returns by ground "right" (name of the reward models →
+    1 for every pair ranked right, 0.5 for a tie, 0 for wrong) and "ceiling", the share
+    that the gold judge itself ranks as the annotators did: theirs are noisy labels, and
+    two good answers are hard to tell apart.
     """
     model, vocabulary = _load(folder)
     village = world.load()
@@ -219,9 +221,13 @@ def accuracies(
             split="test",
             seed=seed,
         ).comparisons
-        found[ground] = {
+        right = {
             name: scored(reward.load(rms[i]), vocabulary, pairs)["right"].tolist()
             for name, rms in judges.items()
+        }
+        found[ground] = {
+            "right": right,
+            "ceiling": ceiling(village, pairs)["average"],
         }
     return found
 
