@@ -87,8 +87,7 @@ class PPOComparisonsConfig:
     batch_size: int = 128  # prompts an iteration
     minibatch_size: int = 32
     iterations: int = 20
-    lr: float = 2e-4  # constant
-    hard_lr: float = 5e-4  # where it is pushed too far
+    hard_lr: float = 5e-4  # constant, where it is pushed too far
     betas: tuple[float, ...] = (0.0, 0.03, 0.3)  # … with these weights of the KL
     dev_prompts: int = 36
     look_every: int = 4  # iterations
@@ -98,7 +97,7 @@ class PPOComparisonsConfig:
     gold_answers: int = 100  # at least, to the prompts of a kind together
 
     def __post_init__(self) -> None:
-        positive(self, "batch_size", "minibatch_size", "iterations", "lr", "hard_lr")
+        positive(self, "batch_size", "minibatch_size", "iterations", "hard_lr")
         positive(self, "dev_prompts", "look_every", "few_prompts", "few_answers")
         positive(self, "gold_per_kind", "gold_answers")
         ok = len(self.betas) > 0 and min(self.betas) >= 0

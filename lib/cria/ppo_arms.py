@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from cria import chat, checkpoints, ppo_stage, reward, world
+from cria import chat, checkpoints, ppo_stage, reward, sample_pool, world
 from cria.actor_critic import answer_logprobs
 from cria.config import PPOConfig, RejectionConfig
 from cria.evaluate import Answer, held_out, scores
@@ -205,7 +205,7 @@ def arm(
     vocabulary, village = Tokenizer(folder / "tokenizer.model"), world.load()
     rms = tuple(reward.load(path) for path in judges)
     policy = copy.deepcopy(start)
-    few = mixture(village, "test", view.few, seed=seed, unique=True)
+    few = sample_pool.asked(village, view.few, seed)
     looks: list[dict] = []
     rows: list[dict] = []
 

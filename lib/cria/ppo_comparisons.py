@@ -3,7 +3,7 @@
 A question is a stage: its arms run side by side, one core each (`cria.ppo_arms`), and
 what was seen is kept. All arms are short and start from the SFT model, where there is
 most to gain and to spoil, with the reward models of before V1. Nothing is stopped
-early in them: equal numbers of sampled answers are compared.
+early in them, and no texts are read beside: what is seen comes from the reward alone.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from cria import ppo_stage, side_by_side
-from cria.config import OptimConfig, PPOConfig
+from cria.config import PPOConfig
 from cria.ppo_arms import View, arm, viewed
 
 __all__ = ["PLAIN", "QUESTIONS", "build", "build_gold", "view_of"]
@@ -72,7 +72,8 @@ class _Given:
             self.config.ppo,
             batch_size=c.batch_size,
             minibatch_size=c.minibatch_size,
-            optim=OptimConfig(c.lr, schedule="constant"),
+            optim=replace(self.config.ppo.optim, schedule="constant"),
+            text_coef=0.0,
             kl_budget=FREE,
             patience=1 + c.iterations,
             dev_prompts=c.dev_prompts,
@@ -88,7 +89,7 @@ class _Given:
             "folder": self.rm("sft_a"),
             "judges": (self.rm("rm_helpful"), self.rm("rm_safety")),
             "config": self.ppo,
-            "rejection": self.config.rejection,
+            "rejection": replace(self.config.rejection, texts=0.0),
             "view": view_of(self.c, self.seed),
             "seed": self.seed,
             "iterations": self.c.iterations,
@@ -120,15 +121,13 @@ def _gate(given: _Given) -> Arms:
 
 
 def _beta(given: _Given) -> Arms:
-    """Pushed hard: a high rate and no texts, for several β.
+    """Pushed hard, at a high rate, for several β.
 
     With the helpfulness RM in the paper's plain form, which a million weights do not
     carry, and once with ours. The looks are all that is wanted.
     """
     c = given.c
-    hard = replace(
-        given.ppo, optim=OptimConfig(c.hard_lr, schedule="constant"), text_coef=0.0
-    )
+    hard = replace(given.ppo, optim=replace(given.ppo.optim, lr=c.hard_lr))
     plain = (given.rm("rm_plain"), given.rm("rm_safety"))
     jobs = {
         f"{PLAIN} {beta:g}": given.job(
