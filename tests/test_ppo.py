@@ -1,5 +1,6 @@
 """PPO's pure functions: what must hold whatever the policy and the reward model."""
 
+import itertools
 import math
 
 import pytest
@@ -38,8 +39,8 @@ MASK = mask_of((3, 9), (2, 5), (1, 2), (4, 8))
 B, T = MASK.shape
 
 
-def poisoned(x: Tensor, mask: Tensor = MASK) -> Tensor:
-    return torch.where(mask, x, POISON)
+def poisoned(x: Tensor, mask: Tensor = MASK, poison: float = POISON) -> Tensor:
+    return torch.where(mask, x, poison)
 
 
 def batch_of(seed=0):
@@ -350,16 +351,21 @@ def test_a_value_gains_nothing_by_running_away():
 def test_changing_masked_slots_changes_no_bit():
     """Poison behind EOS, in the prompt, anywhere outside the actions."""
 
-    def both(prepare):
-        batch = {k: prepare(x) for k, x in batch_of().items() if k != "mask"}
+    def both(poison):
+        sign = itertools.cycle((1.0, -1.0, 0.5))  # two that are equal would cancel
+
+        def prepare(x):
+            return x if poison is None else poisoned(x, poison=next(sign) * poison)
+
         inputs = [prepare(random(B, T, seed=s)).requires_grad_() for s in (7, 8)]
+        batch = {k: prepare(x) for k, x in batch_of().items() if k != "mask"}
         loss, metrics = ppo_loss(
             *inputs, batch | {"mask": MASK}, clip=CLIP, value_coef=0.1
         )
         loss.backward()
         return loss, metrics, *(x.grad for x in inputs)
 
-    clean, dirty = both(lambda x: x), both(poisoned)
+    clean, dirty = both(None), both(POISON)
     assert torch.equal(clean[0], dirty[0]) and clean[1] == dirty[1]
     for one, other in zip(clean[2:], dirty[2:], strict=True):
         assert torch.equal(one, other)

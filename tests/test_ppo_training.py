@@ -1,6 +1,7 @@
 """PPO from end to end on a toy: it finds the optimum, stops in time, and goes on."""
 
 import copy
+import math
 from dataclasses import replace
 
 import pytest
@@ -24,7 +25,7 @@ from cria import chat
 from cria.actor_critic import ActorCritic
 from cria.config import OptimConfig
 from cria.model import Llama
-from cria.ppo_rollout import experience
+from cria.ppo_rollout import experience, sampled
 from cria.ppo_training import (
     best_look,
     look,
@@ -100,7 +101,7 @@ def test_a_bandit_is_solved():
     for number in range(PROMPTS):
         prompt = question(number)
         assert first_token(policy, prompt)[right(prompt)].exp() > 0.9
-    assert rows[-1]["score"] > 0.9 > 0.2 > rows[1]["score"]
+    assert rows[-1]["score"] > 0.9 > 0.5 > rows[1]["score"]
 
 
 def test_a_punished_word_is_given_up():
@@ -190,6 +191,15 @@ def test_texts_are_read_beside():
     alone = last(TOY)[0]
     assert same_bits(alone, last(replace(TOY, text_coef=0.0), texts=texts)[0])
     assert not same_bits(alone, read)
+
+
+def test_every_gradient_step_reads_the_next_texts():
+    """Also across iterations: none is read twice, none is left out."""
+    asked = []
+    config = replace(TOY, text_coef=1.0)
+    run(config, texts=lambda k: asked.append(k) or texts(k))
+    steps = config.iterations * config.epochs * 2  # mini-batches a batch
+    assert sorted(asked) == list(range(steps))
 
 
 def test_only_the_value_head_has_a_rate_of_its_own():
@@ -316,6 +326,26 @@ def test_looks_are_made_in_time_and_at_the_end():
         assert {"score", "kl", "length", "entropy", "clip_fraction"} <= set(row)
 
 
+def test_a_look_tells_the_kl_and_the_length_of_an_answer():
+    """In nats an answer, EOS included: the sum over its tokens, not their mean."""
+    policy, start = Llama(SHAPE, seed=1), Llama(SHAPE, seed=0)
+    told = look(policy, start, is_right, Vocabulary(), DEV, TOY, seed=3)
+    prompts, answers, _ = sampled(policy, Vocabulary(), DEV, TOY, 3)
+    k3 = 0.0
+    for prompt, answer in zip(prompts, answers, strict=True):
+        with torch.inference_mode():
+            pi, pi_0 = (
+                m(torch.tensor([prompt + answer]))[0].log_softmax(-1)
+                for m in (policy, start)
+            )
+        for t, token in enumerate(answer, len(prompt) - 1):
+            log_r = float(pi_0[t, token] - pi[t, token])
+            k3 += math.exp(log_r) - 1 - log_r
+    assert told["dev_kl"] == pytest.approx(k3 / len(DEV), rel=1e-3)
+    length = sum(map(len, answers)) / len(DEV)
+    assert told["dev_length"] == pytest.approx(length) and length > 2
+
+
 def test_two_looks_at_one_policy_are_the_same_look():
     policy, start = Llama(SHAPE, seed=1), Llama(SHAPE, seed=0)
     one, two = (
@@ -331,6 +361,11 @@ class Killed(BaseException):
     """Ctrl-C, at a place of our choice."""
 
 
+def dense(prompts, answers):
+    """A reward that is easily raised, so that later looks are better."""
+    return [float(sum(a)) / len(a) for a in answers]
+
+
 def dying(after: int):
     """The reward model, which is asked once an iteration and once a look."""
     calls = []
@@ -339,7 +374,7 @@ def dying(after: int):
         calls.append(1)
         if len(calls) > after:
             raise Killed
-        return is_right(prompts, answers)
+        return dense(prompts, answers)
 
     return score
 
@@ -347,17 +382,21 @@ def dying(after: int):
 @pytest.mark.parametrize("after", [1, 2, 3, 4, 5, 6])
 def test_killed_and_resumed_is_as_never_stopped(tmp_path, after):
     config = replace(TOY, text_coef=0.5, beta=0.05)
-    whole, rows = run(config, texts=texts, out=tmp_path / "whole")
+    whole, rows = run(config, dense, texts=texts, out=tmp_path / "whole")
+    assert best_look(rows, config.kl_budget) == 4 and not same_bits(
+        whole, Llama(SHAPE, seed=0)
+    )
     with pytest.raises(Killed):
         run(config, dying(after), texts=texts, out=tmp_path / "cut")
-    again, resumed = run(config, texts=texts, out=tmp_path / "cut")
+    again, resumed = run(config, dense, texts=texts, out=tmp_path / "cut")
     assert same_bits(whole, again) and resumed == rows
     one, other = ((tmp_path / d / "metrics.csv").read_text() for d in ("whole", "cut"))
     assert one == other
 
 
 def test_a_finished_run_is_not_run_again(tmp_path):
-    whole, rows = run(out=tmp_path)
+    whole, rows = run(out=tmp_path, score=dense)
+    assert best_look(rows, TOY.kl_budget) > 0
     again, others = run(out=tmp_path, score=dying(0))
     assert same_bits(whole, again) and rows == others
 

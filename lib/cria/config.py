@@ -19,6 +19,7 @@ from typing import Any
 
 from cria.config_comparisons import (
     ComparisonsConfig,
+    PPOComparisonsConfig,
     RejectionComparisonsConfig,
     RRHFConfig,
 )
@@ -56,6 +57,7 @@ __all__ = [
     "GhostConfig",
     "ModelConfig",
     "OptimConfig",
+    "PPOComparisonsConfig",
     "PPOConfig",
     "PreferencesConfig",
     "PretrainConfig",
@@ -98,6 +100,7 @@ class Config:
     rejection_comparisons: RejectionComparisonsConfig = field(
         default_factory=RejectionComparisonsConfig
     )
+    ppo_comparisons: PPOComparisonsConfig = field(default_factory=PPOComparisonsConfig)
 
     def __post_init__(self) -> None:
         need(

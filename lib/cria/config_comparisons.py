@@ -80,3 +80,33 @@ class RejectionComparisonsConfig:
     def __post_init__(self) -> None:
         positive(self, "prompts", "temperature", "fresh_pairs")
         positive(self, "gold_per_kind", "gold_answers")
+
+
+@dataclass(frozen=True)
+class PPOComparisonsConfig:
+    """Small runs beside PPO (section 3.2.3); no stage of the road needs them."""
+
+    batch_size: int = 128  # prompts an iteration
+    minibatch_size: int = 32
+    iterations: int = 20
+    hard_lr: float = 5e-4  # constant, where it is pushed too far
+    betas: tuple[float, ...] = (0.0, 0.03, 0.3)  # … with these weights of the KL
+    dev_prompts: int = 36
+    look_every: int = 4  # iterations
+    few_prompts: int = 90  # at every look
+    few_answers: int = 2  # to each of them
+    gold_per_kind: int = 40  # held-out prompts of every kind at the end
+    gold_answers: int = 100  # at least, to the prompts of a kind together
+
+    def __post_init__(self) -> None:
+        positive(self, "batch_size", "minibatch_size", "iterations", "hard_lr")
+        positive(self, "dev_prompts", "look_every", "few_prompts", "few_answers")
+        positive(self, "gold_per_kind", "gold_answers")
+        ok = len(self.betas) > 0 and min(self.betas) >= 0
+        need(ok, "betas", "{key} must be a list of numbers, 0 or more")
+        need(
+            self.batch_size % self.minibatch_size == 0,
+            "minibatch_size",
+            f"{{key}} {self.minibatch_size} does not divide batch_size "
+            f"{self.batch_size}",
+        )

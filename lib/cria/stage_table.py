@@ -253,4 +253,24 @@ STAGES: dict[str, Stage] = {
         data=WORLD,
         options={"question": "gold"},
     ),
+    **{
+        f"ppo_{question}": Stage(
+            "cria.ppo_comparisons:build",
+            needs=("sft_a", "rm_helpful", "rm_safety", *more),
+            sections=("ppo", "rejection", "ppo_comparisons"),
+            data=WORLD,
+            options={"question": question},
+        )
+        for question, more in (
+            ("order", ()),
+            ("gate", ("ppo_order",)),
+            ("beta", ("rm_plain",)),
+        )
+    },
+    "ppo_gold": Stage(
+        "cria.ppo_comparisons:build_gold",
+        needs=("sft_a", "v1", "v2", "v3", "v4", "ppo_v5"),
+        sections=("ppo", "ppo_comparisons"),
+        data=WORLD,
+    ),
 }

@@ -1,0 +1,79 @@
+"""What the stage `ppo_v5` gives to PPO: prompts, texts, rewards, and a start."""
+
+from dataclasses import replace
+
+import pytest
+from ppo_toys import DEV, SHAPE, TOY, Vocabulary
+
+from cria import config, ppo_stage, world
+from cria.model import Llama
+from cria.ppo_stage import asked, best_start, texts
+
+SMOKE = config.load("smoke")
+VILLAGE = world.load()
+
+
+def test_every_iteration_asks_other_training_prompts_of_the_same_kinds():
+    ask = asked(VILLAGE, SMOKE, 40, seed=0)
+    first, second = ask(0), ask(1)
+    assert len(first) == 40 and {p.split for p in first + second} == {"train"}
+    assert [p.id for p in first] == [p.id for p in ask(0)]
+    assert [p.id for p in first] != [p.id for p in second]
+    assert [p.id for p in first] != [p.id for p in asked(VILLAGE, SMOKE, 40, 1)(0)]
+    shares = SMOKE.ppo.kinds
+    for kind, share in shares.items():
+        assert sum(p.kind == kind for p in first) == pytest.approx(40 * share, abs=1)
+
+
+class Words(Vocabulary):
+    """Each character a token: enough to pack texts."""
+
+    def encode(self, text, bos=False, eos=False):
+        return [1] * bos + [3 + ord(c) % 9 for c in text] + [2] * eos
+
+
+def test_texts_are_enough_rows_for_every_gradient_step():
+    c = replace(SMOKE.ppo, text_coef=0.3, text_rows=2, iterations=3)
+    batch = texts(VILLAGE, replace(SMOKE, ppo=c), Words(), seed=0)
+    steps = c.iterations * c.epochs * c.batch_size // c.minibatch_size
+    seen = [batch(k) for k in range(steps)]
+    assert all(len(b["ids"]) == 2 for b in seen)
+    assert max(b["ids"].shape[1] for b in seen) == SMOKE.rejection.seq_len
+    rows = [str(row.tolist()) for b in seen for row in b["ids"]]
+    assert len(set(rows)) == len(rows), "none is read twice"
+
+
+def test_no_texts_where_they_weigh_nothing():
+    c = replace(SMOKE.ppo, text_coef=0.0)
+    assert texts(VILLAGE, replace(SMOKE, ppo=c), Words(), seed=0) is None
+
+
+def test_the_start_is_the_candidate_that_scores_highest():
+    """Whichever of them it is: each is the best by a reward of its own."""
+    models = {f"v{i}": Llama(SHAPE, seed=i).eval() for i in (1, 2, 3)}
+    kept: list[list] = []
+    best_start(models, lambda _, a: kept.append(a) or [0.0], Vocabulary(), DEV, TOY, 0)
+    for i, name in enumerate(models):
+        best, found = best_start(
+            models,
+            lambda _, answers, i=i: [float(answers == kept[i])] * len(answers),
+            Vocabulary(),
+            DEV,
+            TOY,
+            seed=0,
+        )
+        assert best == name and found == {n: float(n == name) for n in models}
+
+
+def test_the_scorer_is_the_rewards_of_rejection_sampling(monkeypatch):
+    """One answer a prompt, in order, with the gate it was given."""
+    told = []
+
+    def rewards(rms, vocabulary, prompts, answers, gate):
+        told.append((rms, prompts, answers, gate))
+        return [[float(sum(a)) for a in several] for several in answers]
+
+    monkeypatch.setattr(ppo_stage, "rewards", rewards)
+    score = ppo_stage.scorer(("helpful", "safety"), Vocabulary(), 0.4)
+    assert score(DEV[:2], [[1, 2], [3]]) == [3.0, 3.0]
+    assert told == [(("helpful", "safety"), DEV[:2], [[[1, 2]], [[3]]], 0.4)]
