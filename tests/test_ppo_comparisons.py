@@ -92,7 +92,7 @@ def differ(one: dict, other: dict) -> set[str]:
 def test_arms_differ_from_each_other_in_one_thing(ask):
     order, gate, beta = (ask(q)[1] for q in ("order", "gate", "beta"))
     control = order["PPO"]
-    assert set(gate) == {"sum", "helpfulness"}
+    assert {"gate", *gate} == set(REWARDS)
     for name, job in gate.items():
         assert differ(control, job) == {"rewarded"} and job["rewarded"] == name
     for name in ("both", "rejection sampling"):
@@ -171,6 +171,10 @@ def test_one_reward_from_two():
     safety, helpful = torch.tensor([-3.0, 2.0, 2.0]), torch.tensor([5.0, 6.0, 7.0])
     harm = torch.tensor([False, True, False])
     found = {n: f(safety, helpful, harm, 0.15).tolist() for n, f in REWARDS.items()}
+    probabilities = found.pop("sum of σ")
+    assert probabilities == pytest.approx(
+        [0.0474 + 0.9933, 0.8808 + 0.9975, 1.8799], abs=1e-3
+    )
     assert found == {
         "gate": [-3.0, 2.0, 7.0],
         "sum": [2.0, 8.0, 9.0],

@@ -40,8 +40,15 @@ __all__ = ["REWARDS", "View", "arm", "gold_of", "scorer", "seen", "viewed"]
 
 
 def _sum(safety: Tensor, helpful: Tensor, is_safety: Tensor, gate: float) -> Tensor:
-    """The plain sum, which the paper's gate stands beside."""
+    """The plain sum of the raw scores, which the paper's gate stands beside."""
     return safety + helpful
+
+
+def _sum_of_probabilities(
+    safety: Tensor, helpful: Tensor, is_safety: Tensor, gate: float
+) -> Tensor:
+    """The sum of σ(r): beyond "surely safe" nothing is gained by more safety."""
+    return safety.sigmoid() + helpful.sigmoid()
 
 
 def _helpful(safety: Tensor, helpful: Tensor, is_safety: Tensor, gate: float) -> Tensor:
@@ -53,6 +60,7 @@ def _helpful(safety: Tensor, helpful: Tensor, is_safety: Tensor, gate: float) ->
 REWARDS: dict[str, Callable[..., Tensor]] = {
     "gate": combine_rewards,
     "sum": _sum,
+    "sum of σ": _sum_of_probabilities,
     "helpfulness": _helpful,
 }
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from cria import ppo_stage, side_by_side
 from cria.config import PPOConfig
-from cria.ppo_arms import View, arm, viewed
+from cria.ppo_arms import REWARDS, View, arm, viewed
 
 __all__ = ["PLAIN", "QUESTIONS", "build", "build_gold", "view_of"]
 
@@ -115,9 +115,11 @@ def _order(given: _Given) -> Arms:
 
 
 def _gate(given: _Given) -> Arms:
-    """The safety gate against a plain sum, and against helpfulness alone."""
+    """The safety gate against sums of the two rewards, and helpfulness alone."""
     borrowed = {"gate": given.upstream["ppo_order"].metrics["PPO"]}
-    return borrowed, {name: given.job(rewarded=name) for name in ("sum", "helpfulness")}
+    return borrowed, {
+        name: given.job(rewarded=name) for name in REWARDS if name != "gate"
+    }
 
 
 def _beta(given: _Given) -> Arms:
