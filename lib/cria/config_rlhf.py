@@ -172,14 +172,26 @@ class GhostConfig:
     dialogues: int
     max_turns: int
     samples: int  # answers a turn, of which the best is kept
-    single_turns: int  # ours: demonstrations that obey in one turn, learnt before
-    plain_dialogues: int  # ours: dialogues without an instruction, learnt before
-    short_share: float  # instructions in their short form
-    combine_share: float  # dialogues that hold two instructions at once
-    replay: float  # SFT demonstrations mixed in, as a share of the data
-    test_turns: tuple[int, ...]
     temperature: float
-    batch_size: int  # rows, one dialogue each
+    short_share: float  # instructions in their short form
+    combine_share: float  # instructions that wish two things at once
+    list_samples: int  # answers a question, from which figures and hobbies are listed
+    # Ours, learnt before: without it there is nothing to sample from.
+    single_turns: int  # demonstrations that obey in one turn
+    told_dialogues: int  # dialogues with the instruction in every turn
+    plain_dialogues: int  # dialogues without an instruction
+    drills: int  # lines of words to be said again: how copying is learnt
+    rm_pairs: int  # comparisons that show a reward model what obeying is
+    teach_seq_len: int  # of the rows of what is short
+    teach_optim: OptimConfig
+    # Ours, mixed in, so that nothing else is lost.
+    replay: int  # best answers of earlier rounds
+    texts: int  # tokens of pre-training texts
+    text_mix: dict[str, float]  # source: share of those texts
+    test_turns: tuple[int, ...]
+    test_dialogues: int  # of each kind of instruction
+    test_prompts: int  # of each kind, on which the price is measured
+    batch_size: int  # rows
     seq_len: int
     epochs: int
     optim: OptimConfig
@@ -187,9 +199,13 @@ class GhostConfig:
 
     def __post_init__(self) -> None:
         positive(self, "dialogues", "max_turns", "samples", "temperature")
-        positive(self, "batch_size", "seq_len", "epochs")
-        not_negative(self, "single_turns", "plain_dialogues")
-        fraction(self, "short_share", "combine_share", "replay")
+        positive(self, "batch_size", "seq_len", "teach_seq_len", "epochs")
+        positive(self, "test_dialogues", "test_prompts")
+        not_negative(self, "single_turns", "told_dialogues", "plain_dialogues")
+        not_negative(self, "drills", "rm_pairs", "list_samples", "texts", "replay")
+        fraction(self, "short_share", "combine_share")
+        shares(self, "text_mix")
+        need(self.max_turns > 1, "max_turns", "{key} must be at least 2")
         steps = self.dialogues * self.epochs / self.batch_size
         warmup_fits(self, steps, "Ghost Attention")
 

@@ -44,6 +44,8 @@ SETTINGS = tuple(
     f"cria.{name}"
     for name in ("config", "config_comparisons", "config_reading", "config_rlhf")
 )
+NEWEST = "v4"  # the chat model that Ghost Attention goes on with …
+POOL = "v4"  # … and the round whose best answers and reward model it takes
 NOT_WORLD = ("findings.yaml",)  # the ledger's claims: no stage reads them
 
 # Knobs that several comparisons of rejection sampling read.
@@ -271,6 +273,58 @@ STAGES: dict[str, Stage] = {
         "cria.ppo_comparisons:build_gold",
         needs=("sft_a", "v1", "v2", "v3", "v4", "ppo_v5"),
         sections=("ppo", "ppo_comparisons"),
+        data=WORLD,
+    ),
+    "ghost_base": Stage(
+        "cria.ghost_base:build",
+        needs=tuple(dict.fromkeys((NEWEST, POOL))),
+        sections=("preferences", "reward", "rejection", "ghost"),
+        data=WORLD,
+        options={"start": NEWEST, "pool": POOL},
+        speaks=True,
+    ),
+    **{
+        name: Stage(
+            "cria.ghost_stage:build_dialogues",
+            needs=("ghost_base",),
+            sections=("ghost",),
+            data=WORLD,
+            options={"best": best},
+        )
+        for name, best in (("ghost_dialogues", True), ("ghost_first", False))
+    },
+    **{
+        name: Stage(
+            "cria.ghost_stage:build",
+            needs=(POOL, "ghost_base", dialogues),
+            sections=("rejection", "ghost"),
+            data=WORLD,
+            options={"dialogues_of": dialogues, "loss": loss, "pool": POOL},
+            speaks=True,
+        )
+        for name, dialogues, loss in (
+            ("ghost_all", "ghost_dialogues", "all"),
+            ("ghost_raw", "ghost_first", "last"),
+            ("ghost", "ghost_dialogues", "last"),
+        )
+    },
+    "ghost_obedience": Stage(
+        "cria.ghost_evaluate:build_obedience",
+        needs=("ghost_base", "ghost_all", "ghost_raw", "ghost"),
+        sections=("ghost",),
+        data=WORLD,
+    ),
+    "ghost_price": Stage(
+        "cria.ghost_evaluate:build_price",
+        needs=(NEWEST, "ghost_base", "ghost"),
+        sections=("ghost",),
+        data=WORLD,
+        options={"start": NEWEST},
+    ),
+    "ghost_attention": Stage(
+        "cria.ghost_attention:build",
+        needs=("ghost_base", "ghost"),
+        sections=("ghost",),
         data=WORLD,
     ),
 }

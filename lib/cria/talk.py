@@ -204,6 +204,7 @@ def newest(config: Config, seed: int = 0) -> str:
         name
         for name in order[order.index(FIRST_CHAT) :]
         if name.startswith(("sft_a", "v", "ppo", "ghost"))
+        and stages.STAGES[name].speaks
         and stages.find(name, config, seed)
     ]
     return built[-1] if built else FIRST_CHAT

@@ -1,0 +1,192 @@
+"""Stage `ghost_base`: the newest chat model learns to obey when it is told (ours).
+
+It lists figures and hobbies first (`cria.ghost_lists`), then reads the lessons of
+`cria.ghost_lessons`. Its reward model has never seen an instruction either, and would
+prefer the answers that it knows: it learns from fresh comparisons, as after every
+round of rejection sampling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+
+from cria import checkpoints, packing, preferences, reward, world
+from cria.config import GhostConfig, PreferencesConfig, RewardConfig
+from cria.ghost import Lists, train_ghost
+from cria.ghost_lessons import beside, dialogues, wishes_for
+from cria.ghost_lists import listed, value_lists, worth_keeping
+from cria.model import Llama
+from cria.preferences import Comparison
+from cria.provenance import write_json
+from cria.reward import RewardModel
+from cria.reward_data import encode
+from cria.reward_training import go_on
+from cria.selection import read_pool
+from cria.sft import train_sft
+from cria.tokenizer import TAGS, Tokenizer
+from cria.world import World
+from cria.world.annotators import grade
+from cria.world.instructions import instruct, obeys
+from cria.world.judge import judge
+from cria.world.prompts import mixture
+
+__all__ = ["build", "compare_obedience", "teach"]
+
+LONG_SHARE = 0.33  # of what is read beside, in the part with the long dialogues
+
+
+def teach(
+    model: Llama,
+    vocabulary: Tokenizer,
+    village: World,
+    pool: Sequence,
+    lists: Lists,
+    c: GhostConfig,
+    kinds: Mapping[str, float],
+    *,
+    seed: int,
+    out: Path | None = None,
+) -> tuple[list[dict], list[dict]]:
+    """Train ``model`` in place on what is short, then on what is long; both metrics.
+
+    Copying asks for many steps, long dialogues for long rows: hence two parts.
+    """
+    given = (vocabulary, village, pool, lists, c, kinds)
+    short = packing.pack(beside(*given, 1.0, 10 * seed), c.teach_seq_len)
+    first = train_sft(
+        model,
+        short,
+        replace(c, optim=c.teach_optim, epochs=1),
+        seed=seed,
+        out=out and out / "training-short",
+        label="single turns",
+    )
+    given = (vocabulary, village)
+    long = [
+        *dialogues(*given, lists, c, c.told_dialogues, 10 * seed + 1),
+        *dialogues(*given, None, c, c.plain_dialogues, 10 * seed + 2),
+        *beside(*given, pool, lists, c, kinds, LONG_SHARE, 10 * seed + 3),
+    ]
+    second = train_ghost(
+        model,
+        long,
+        replace(c, epochs=1),
+        seed=seed,
+        out=out and out / "training-long",
+        label="long dialogues",
+    )
+    return first, second
+
+
+def compare_obedience(
+    models: Sequence[Llama],
+    vocabulary: Tokenizer,
+    village: World,
+    lists: Lists,
+    c: GhostConfig,
+    kinds: dict,
+    config: PreferencesConfig,
+    seed: int,
+) -> list[Comparison]:
+    """Comparisons of answers under an instruction, in one turn.
+
+    The annotators are told that an answer that does not obey is no help. One of the
+    two answers may come from a model that was never taught to.
+    """
+    rng = Random(f"obedience {seed}")
+    asked = mixture(village, "train", c.rm_pairs, dict(kinds), seed)
+    wishes = wishes_for(lists, c, asked, seed)
+    told = [instruct(village, w, p) for w, p in zip(wishes, asked, strict=True)]
+    pairs = preferences.answer_pairs(models, vocabulary, told, config, seed)
+    made = []
+    for wish, pair in zip(wishes, pairs, strict=True):
+        if pair[0].text == pair[1].text:
+            continue
+        if any(tag in a.text for tag in TAGS for a in pair):
+            continue
+        gold = [
+            judge(village, a.prompt, a.text, a.finished).helpfulness
+            * obeys(village, wish, a.prompt, a.text)
+            for a in pair
+        ]
+        chosen, pressed = grade(village, gold[1] - gold[0], "helpfulness", rng)
+        first, second = (pair[1], pair[0]) if chosen else pair
+        made.append(
+            Comparison(
+                turns=first.prompt.turns,
+                chosen=first.text,
+                rejected=second.text,
+                grade=pressed,
+                ended=(first.finished, second.finished),
+                prompt=first.prompt,
+            )
+        )
+    return made
+
+
+def refresh(
+    rm: RewardModel,
+    fresh: Sequence[Comparison],
+    vocabulary: Tokenizer,
+    config: RewardConfig,
+    *,
+    lr: float,
+    seed: int,
+    out: Path | None = None,
+) -> None:
+    """The helpfulness RM, in place, learns what obeying is worth."""
+    go_on(
+        rm,
+        encode(vocabulary, fresh, config.margins[config.margin]),
+        replace(config, optim=replace(config.optim, lr=lr)),
+        seed=seed,
+        out=out and out / "training-rm",
+        label="helpfulness RM, with instructions",
+    )
+
+
+def build(
+    config, seed: int, upstream: Mapping, out: Path, start: str, pool: str
+) -> dict:
+    """Stage `ghost_base`: model/, the reward model rm/ and lists.json.
+
+    start: the stage whose model goes on.  pool: the round whose best answers are read
+    again, and whose reward model goes on.
+    """
+    village, c = world.load(), config.ghost
+    vocabulary, model = upstream[start].tokenizer(), upstream[start].model()
+    answers = listed(model, vocabulary, village, c.list_samples, seed)
+    sampled = worth_keeping(village, answers)
+    lists = value_lists(village, sampled)
+    write_json(out / "lists.json", {"sampled": sampled, "lists": lists})
+    kept = read_pool(upstream[pool].path / "pool.json")
+    kinds = dict(config.rejection.kinds)
+    parts = teach(model, vocabulary, village, kept, lists, c, kinds, seed=seed, out=out)
+    checkpoints.save(model, out / "model", vocabulary)
+    rm = reward.load(upstream[pool].path / "rm_helpfulness")
+    fresh = compare_obedience(
+        [model, upstream[start].model()],
+        vocabulary,
+        village,
+        lists,
+        c,
+        config.preferences.kinds["helpfulness"],
+        config.preferences,
+        seed,
+    )
+    if len(fresh) >= config.reward.batch_size:
+        lr = config.rejection.refresh_lr
+        refresh(rm, fresh, vocabulary, config.reward, lr=lr, seed=seed, out=out)
+    reward.save(rm, out / "rm", vocabulary)
+    for unfinished in out.glob("training-*/training.safetensors"):
+        unfinished.unlink()  # only a run that stopped needs it
+    return {
+        "sampled": {name: len(words) for name, words in sampled.items()},
+        "list_answers": len(answers),
+        "comparisons": len(fresh),
+        "loss": parts[-1][-1]["loss"],
+        "seconds_training": sum(metrics[-1]["seconds"] for metrics in parts),
+    }

@@ -1,0 +1,152 @@
+"""What must come before Ghost Attention: lessons in obeying an instruction (ours).
+
+A large chat model follows an instruction that stands in the question itself. A model
+of a million weights has to be taught: to repeat any word (`drills`: else it learns
+which names there are, and can act as nobody else), to obey in one turn, in every
+skill, to obey in long dialogues that remind it at every turn, and to talk for twenty
+turns without an instruction. Best answers of earlier rounds and truthful texts are
+read beside all that, or the model would forget what it can do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from random import Random
+
+from cria import chat
+from cria.config import GhostConfig
+from cria.ghost import Lists, instructions
+from cria.ghost_dialogues import plans
+from cria.ghost_lists import held_out_lists
+from cria.packing import Document
+from cria.selection import Sample, balanced, best
+from cria.sft import documents
+from cria.tokenizer import Tokenizer
+from cria.world import World, corpora
+from cria.world.annotators import Demonstration, demonstrate, restyle
+from cria.world.instructions import Instruction, dialogue, instruct
+from cria.world.prompts import Prompt, mixture
+
+__all__ = ["beside", "dialogues", "drills", "obedient", "wishes_for"]
+
+
+def drills(
+    vocabulary: Tokenizer, words: Sequence[str], n: int, seed: int
+) -> list[Document]:
+    """Lines of 4 to 14 random words, said twice; the loss counts the second time.
+
+    Nothing but copying foretells the second time: heads that look for what came after
+    the same word before appear quite suddenly (Olsson et al. 2022, "induction heads").
+    """
+    rng = Random(f"drills {seed}")
+    made = []
+    for _ in range(n):
+        line = " ".join(rng.sample(words, rng.randint(4, min(14, len(words))))) + "."
+        first = vocabulary.encode(line, bos=True)
+        again = vocabulary.encode(line, eos=True)
+        made.append((first + again, [False] * len(first) + [True] * len(again)))
+    return made
+
+
+def obedient(
+    village: World, lists: Lists, c: GhostConfig, kinds: dict, n: int, seed: int
+) -> list[Demonstration]:
+    """``n`` single questions of every skill, each with an instruction, and an
+    expert's answer that obeys."""
+    rng = Random(f"obedient {seed}")
+    asked = mixture(village, "train", n, dict(kinds), seed)
+    written = []
+    for prompt, wish in zip(asked, wishes_for(lists, c, asked, seed), strict=True):
+        told = restyle(village, instruct(village, wish, prompt), "expert", rng)
+        text = demonstrate(village, told, "expert", rng)
+        written.append(Demonstration(told, "expert", text))
+    return written
+
+
+def dialogues(
+    vocabulary: Tokenizer,
+    village: World,
+    lists: Lists | None,
+    c: GhostConfig,
+    n: int,
+    seed: int,
+) -> list[Document]:
+    """``n`` dialogues of 2 to `c.max_turns` turns, written by experts.
+
+    With ``lists`` an instruction stands in every question and is obeyed; with None
+    there is none. All answers are learnt.
+    """
+    wishes: list[Instruction | None] = [None] * n
+    if lists is not None:
+        wishes = list(drawn(lists, c, n, seed))
+    rng = Random(f"dialogues {seed}")
+    made = []
+    for plan in plans(village, "train", wishes, (2, c.max_turns), seed):
+        talk = dialogue(village, plan.prompts, plan.instruction, rng)
+        made.append(chat.encode_dialog(vocabulary, talk.messages(village, True)))
+    return made
+
+
+def beside(
+    vocabulary: Tokenizer,
+    village: World,
+    pool: Sequence[Sample],
+    lists: Lists,
+    c: GhostConfig,
+    kinds: dict,
+    share: float,
+    seed: int,
+) -> list[Document]:
+    """What is read beside a lesson: ``share`` of everything that is short, and the
+    best answers of earlier rounds, always all of them: they keep the model's manners.
+    """
+    written = obedient(village, lists, c, kinds, round(share * c.single_turns), seed)
+    made = documents(vocabulary, written)
+    made += drills(vocabulary, words(village, lists), round(share * c.drills), seed)
+    kept = balanced(best(pool), kinds)
+    Random(f"replay {seed}").shuffle(kept)
+    for sample in kept[: c.replay]:
+        prompt = chat.prompt_ids(vocabulary, sample.prompt.messages)
+        mask = [False] * len(prompt) + [True] * len(sample.ids)
+        made.append(([*prompt, *sample.ids], mask))
+    if n_tokens := round(share * c.texts):
+        texts = corpora.stream(village, dict(c.text_mix), n_tokens, vocabulary, seed)
+        made += [(ids, None) for ids in texts]
+    return made
+
+
+def words(village: World, lists: Lists) -> list[str]:
+    """What is drilled: all figures and hobbies, as words, those held out too.
+
+    A value that is held out is never wished for and never obeyed in training, but it
+    is no unknown word: to a large model Napoleon is none either.
+    """
+    parts = (lists, held_out_lists(village))
+    return sorted({w for part in parts for n in ("figure", "hobby") for w in part[n]})
+
+
+def drawn(lists: Lists, c: GhostConfig, n: int, seed: int) -> list[Instruction]:
+    """``n`` instructions with the config's shares."""
+    return instructions(
+        lists,
+        n,
+        seed=seed,
+        short_share=c.short_share,
+        combine_share=c.combine_share,
+    )
+
+
+def wishes_for(
+    lists: Lists, c: GhostConfig, asked: Sequence[Prompt], seed: int
+) -> list[Instruction]:
+    """An instruction for every prompt; a translation asks for a language already."""
+    rng = Random(f"wishes {seed}")
+    wishes = []
+    for wish, prompt in zip(drawn(lists, c, len(asked), seed), asked, strict=True):
+        if prompt.kind == "translate" and wish.language:
+            wish = replace(wish, language=None)
+            if not wish.kind:
+                wish = replace(wish, figure=rng.choice(lists["figure"]))
+        wishes.append(wish)
+    return wishes

@@ -1,0 +1,145 @@
+"""The stages of Ghost Attention: the sampled dialogues, and the models they make."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from cria import checkpoints, reward, world
+from cria.config import GhostConfig
+from cria.ghost import every_answer, ghost, train_ghost
+from cria.ghost_dialogues import Talk, plans
+from cria.ghost_lessons import beside, dialogues, drawn
+from cria.ghost_synthesis import best_by, first_clean, synthesise
+from cria.packing import Document
+from cria.provenance import write_json
+from cria.selection import read_pool
+from cria.tokenizer import Tokenizer
+from cria.training import pick_dtype
+from cria.world import World
+from cria.world.instructions import obeys, text
+
+__all__ = ["build", "build_dialogues", "lessons", "obedience", "read_dialogues"]
+
+BESIDE = 0.33  # of what is short, and of the plain dialogues, read beside
+LAYOUTS = {"last": ghost, "all": every_answer}  # which answers the loss counts
+
+
+def build_dialogues(
+    config, seed: int, upstream: Mapping, out: Path, best: bool
+) -> dict:
+    """Stages `ghost_dialogues` and `ghost_first`: dialogues.json.
+
+    best: keep the best of K answers by the reward model; else sample one a turn.
+    """
+    village, c, base = world.load(), config.ghost, upstream["ghost_base"]
+    vocabulary, model = base.tokenizer(), base.model()
+    lists = read_lists(base.path)
+    wishes = drawn(lists, c, c.dialogues, 10 * seed + 4)
+    planned = plans(village, "train", wishes, (2, c.max_turns), 10 * seed + 4)
+    rm = reward.load(base.path / "rm")
+    choose = best_by(rm, vocabulary, village) if best else first_clean(vocabulary)
+    talks = synthesise(
+        model.to(pick_dtype(c.dtype)),
+        vocabulary,
+        village,
+        planned,
+        choose,
+        c,
+        samples=c.samples if best else 1,
+        seed=seed,
+        out=out,
+    )
+    write_json(out / "dialogues.json", [asdict(talk) for talk in talks])
+    for part in out.glob("dialogues-*.json"):
+        part.unlink()
+    turns = sum(len(talk.answers) for talk in talks)
+    return {
+        "dialogues": len(talks),
+        "turns": turns,
+        "obeyed": obedience(village, talks),
+    }
+
+
+def read_dialogues(folder: Path) -> list[Talk]:
+    """The dialogues of a stage's folder."""
+    rows = json.loads((folder / "dialogues.json").read_text("utf-8"))
+    return [Talk.from_dict(row) for row in rows]
+
+
+def read_lists(folder: Path) -> dict[str, list[str]]:
+    """What instructions of training choose from: lists.json of `ghost_base`."""
+    return json.loads((folder / "lists.json").read_text("utf-8"))["lists"]
+
+
+def obedience(village: World, talks: Sequence[Talk]) -> float:
+    """The share of all answers that do what the instruction asks."""
+    seen = [
+        obeys(village, talk.instruction, prompt, answer)
+        for talk in talks
+        for prompt, answer in zip(talk.prompts, talk.answers, strict=True)
+    ]
+    return sum(seen) / len(seen) if seen else 0.0
+
+
+def lessons(
+    village: World, vocabulary: Tokenizer, talks: Sequence[Talk], loss: str
+) -> list[Document]:
+    """The dialogues as they are learnt. loss: "last" (the paper's) or "all"."""
+    if loss not in LAYOUTS:
+        raise ValueError(f"There is no loss {loss!r}; there are {tuple(LAYOUTS)}.")
+    return [
+        LAYOUTS[loss](vocabulary, talk.messages, text(village, talk.instruction))
+        for talk in talks
+    ]
+
+
+def build(
+    config,
+    seed: int,
+    upstream: Mapping,
+    out: Path,
+    dialogues_of: str,
+    loss: str,
+    pool: str,
+) -> dict:
+    """Stages `ghost`, `ghost_all` and `ghost_raw`: the model of `ghost_base`, trained
+    on the dialogues of a stage."""
+    village, c, base = world.load(), config.ghost, upstream["ghost_base"]
+    vocabulary, model = base.tokenizer(), base.model()
+    talks = read_dialogues(upstream[dialogues_of].path)
+    learnt = lessons(village, vocabulary, talks, loss)
+    rest = beside_ghost(config, vocabulary, village, upstream, pool, seed)
+    metrics = train_ghost(model, [*learnt, *rest], c, seed=seed, out=out / "training")
+    checkpoints.save(model, out / "model", vocabulary)
+    (out / "training" / "training.safetensors").unlink()
+    return {
+        "dialogues": len(learnt),
+        "counted": sum(sum(mask) for _, mask in learnt),
+        "tokens": sum(len(ids) for ids, _ in learnt),
+        "tokens_beside": sum(len(ids) for ids, _ in rest),
+        "loss": metrics[-1]["loss"],
+        "seconds_training": metrics[-1]["seconds"],
+    }
+
+
+def beside_ghost(
+    config,
+    vocabulary: Tokenizer,
+    village: World,
+    upstream: Mapping,
+    pool: str,
+    seed: int,
+) -> list[Document]:
+    """Lessons of `ghost_base` over again, fewer of them, so that they stay."""
+    c: GhostConfig = config.ghost
+    lists = read_lists(upstream["ghost_base"].path)
+    kept = read_pool(upstream[pool].path / "pool.json")
+    kinds = dict(config.rejection.kinds)
+    n = round(BESIDE * c.plain_dialogues)
+    return [
+        *beside(vocabulary, village, kept, lists, c, kinds, BESIDE, 10 * seed + 5),
+        *dialogues(vocabulary, village, None, c, n, 10 * seed + 6),
+    ]
