@@ -27,7 +27,6 @@ from cria.ppo import kl
 from cria.ppo_rollout import Scorer, lay_out, read
 from cria.ppo_training import train_ppo
 from cria.rejection import SAFETY, Judges, fine_tune, sample
-from cria.rejection_arms import texts_beside
 from cria.reward import combine_rewards
 from cria.sampling import generate
 from cria.selection import balanced, best
@@ -271,7 +270,10 @@ def _round(
     n: int,
     seed: int,
 ) -> None:
-    """One round of rejection sampling, in place, on the prompts of the PPO arms."""
+    """One round of rejection sampling, in place, on the kinds of the PPO arms.
+
+    Like them without texts beside.
+    """
     asked = mixture(village, "train", n, dict(config.kinds), seed + 77, unique=True)
     found = sample(
         policy,
@@ -285,7 +287,4 @@ def _round(
         seed=seed,
     )
     lessons = balanced(best(found), config.kinds)
-    texts = texts_beside(lessons, rejection, vocabulary, seed)
-    fine_tune(
-        policy, vocabulary, lessons, rejection, seed=seed, texts=texts, progress=False
-    )
+    fine_tune(policy, vocabulary, lessons, rejection, seed=seed, progress=False)

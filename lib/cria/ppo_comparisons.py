@@ -89,7 +89,7 @@ class _Given:
             "folder": self.rm("sft_a"),
             "judges": (self.rm("rm_helpful"), self.rm("rm_safety")),
             "config": self.ppo,
-            "rejection": replace(self.config.rejection, texts=0.0),
+            "rejection": self.config.rejection,
             "view": view_of(self.c, self.seed),
             "seed": self.seed,
             "iterations": self.c.iterations,
