@@ -23,9 +23,11 @@ from cria.judged import gain, unwrapped
 from cria.model import Llama
 from cria.preferences import Collection, Comparison
 from cria.rejection_arms import Look, accuracies, branch, looked_at, ranking, tuned
-from cria.rejection_comparisons import QUESTIONS, SAMPLES, build_samples
+from cria.rejection_comparisons import QUESTIONS
+from cria.rejection_samples import SAMPLES
+from cria.rejection_samples import build as build_samples
 from cria.reward import RewardModel
-from cria.selection import best, by_prompt, read_pool
+from cria.selection import best, by_prompt, read_pool, write_pool
 from cria.stage_build import _Sections
 from cria.world.prompts import prompts
 
@@ -80,6 +82,9 @@ def upstream(tmp_path_factory):
     out = root / "rs_samples"
     out.mkdir()
     build_samples(PROFILE, 0, made, out)
+    found = best(read_pool(out / SAMPLES))
+    pool = [replace(s, round=3 + i % 2) for i, s in enumerate(found)]
+    write_pool(pool, made["v4"].path / "pool.json")
     return made | {"rs_samples": SimpleNamespace(path=out)}
 
 
@@ -164,22 +169,26 @@ def test_branches_differ_in_the_pool_the_later_mix_and_nothing_else(ask):
     assert rounds == [{"v1"}, {"v2"}], "a round is judged by the models of the last"
 
 
-def test_the_small_model_gets_the_same_prompts_from_both_teachers(ask, upstream):
+def test_the_small_model_gets_the_same_prompts_from_both_teachers(
+    ask, upstream, monkeypatch
+):
+    judges = []
+    load = reward.load
+    monkeypatch.setattr(reward, "load", lambda path: judges.append(path) or load(path))
     jobs = ask("distill")
     own, big = jobs["own"], jobs["big"]
     assert without(own, "lessons") == without(big, "lessons")
-    assert (
-        own["folder"]
-        == jobs["before"]["folder"]
-        == (upstream["rs_small"].path / "model")
-    )
+    small = upstream["rs_small"].path / "model"
+    assert own["folder"] == jobs["before"]["folder"] == small
     assert [s.prompt for s in own["lessons"]] == [s.prompt for s in big["lessons"]]
     assert [s.ids for s in own["lessons"]] != [s.ids for s in big["lessons"]]
-    samples = read_pool(upstream["rs_samples"].path / SAMPLES)
-    assert big["lessons"] == best(samples)
+    newest = read_pool(upstream["v4"].path / "pool.json")
+    assert big["lessons"] == [s for s in newest if s.round == 4] != newest
+    # round 4 of the road was chosen by the reward models at the end of round 3
+    assert {path.parent.name for path in judges} == {"v3"}
     faster = own["config"].optim.lr / PROFILE.rejection.optim.lr
-    small = PROFILE.comparisons.reward_models["small"]
-    assert faster == pytest.approx(small.lr / PROFILE.pretrain.optim.lr)
+    shape = PROFILE.comparisons.reward_models["small"]
+    assert faster == pytest.approx(shape.lr / PROFILE.pretrain.optim.lr)
 
 
 def test_the_newest_answers_meet_every_reward_model(ask, upstream):

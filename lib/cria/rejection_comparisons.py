@@ -12,8 +12,7 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
-from cria import checkpoints, rejection_arms, reward, side_by_side, world
-from cria.rejection import sample
+from cria import rejection_arms, side_by_side
 from cria.rejection_arms import (
     Look,
     accuracies,
@@ -23,32 +22,22 @@ from cria.rejection_arms import (
     texts_beside,
     tuned,
 )
-from cria.selection import balanced, best, randomly, read_pool, write_pool
+from cria.rejection_samples import SAMPLES, judges, sampled
+from cria.selection import (
+    Sample,
+    balanced,
+    best,
+    of_round,
+    randomly,
+    read_pool,
+)
 from cria.smaller import quicker, shape
-from cria.world.prompts import mixture
 
-__all__ = ["QUESTIONS", "build", "build_samples"]
+__all__ = ["QUESTIONS", "build"]
 
-GROUNDS = ("helpfulness", "safety")
-SAMPLES = "samples.json"
 MODELS = ("SFT", "V1", "V2", "V3", "V4")
 
 Job = dict  # a function, and its arguments by name
-
-
-def build_samples(config, seed: int, upstream: Mapping, out: Path) -> dict:
-    """Stage `rs_samples`: K answers of the SFT model to every prompt, scored."""
-    chat_model = upstream["sft_a"]
-    found = _sampled(config, seed, upstream, chat_model.path / "model", out)
-    write_pool(found, out / SAMPLES)
-    for part in out.glob("samples-*.json"):
-        part.unlink()
-    scores = [s.score for s in best(found)]
-    return {
-        "samples": len(found),
-        "score": sum(s.score for s in found) / len(found),
-        "score_of_best": sum(scores) / len(scores),
-    }
 
 
 def build(config, seed: int, upstream: Mapping, out: Path, question: str) -> dict:
@@ -63,7 +52,7 @@ class _Given:
         self.config, self.seed, self.upstream = config, seed, upstream
 
     @cached_property
-    def samples(self) -> list:
+    def samples(self) -> list[Sample]:
         return read_pool(self.upstream["rs_samples"].path / SAMPLES)
 
     @property
@@ -77,7 +66,7 @@ class _Given:
 
     def judges(self, round: int) -> rejection_arms.RMs:
         """The reward models at the end of a round; 0: those before the first."""
-        return _judges(self.upstream, round)
+        return judges(self.upstream, round)
 
     def tuned(self, lessons, **changes) -> Job:
         """An arm that learns from ``lessons`` as the road does, from the SFT model."""
@@ -153,18 +142,21 @@ def _pool(given: _Given) -> dict[str, Job]:
 def _distill(given: _Given) -> dict[str, Job]:
     """A small model taught by the big one's best answers, or by its own best.
 
-    The same prompts, as many answers to each, the same (big) reward models.
+    The big one is the road's as it samples in round 4. The same prompts, as many
+    answers to each, chosen by the same (big) reward models.
     """
     small = given.model("rs_small")
-    own = _sampled(given.config, given.seed, given.upstream, small)
+    big = of_round(read_pool(given.upstream["v4"].path / "pool.json"), 4)
+    asked = [s.prompt for s in big]
+    own = sampled(given.config, given.seed, given.upstream, small, asked, 3)
     _, faster = shape(given.config)
     c = given.config.rejection
     c = replace(c, optim=quicker(c.optim, faster))
     return {
         "before": {"function": looked_at, "folder": small, "look": given.look},
         **{
-            name: given.tuned(best(samples), folder=small, config=c)
-            for name, samples in (("own", own), ("big", given.samples))
+            name: given.tuned(lessons, folder=small, config=c)
+            for name, lessons in (("own", best(own)), ("big", big))
         },
     }
 
@@ -209,40 +201,6 @@ QUESTIONS: dict[str, Callable[[_Given], dict[str, Job]]] = {
     "gold": _gold,
 }
 """Question → the jobs that answer it."""
-
-
-def _judges(upstream: Mapping, round: int) -> rejection_arms.RMs:
-    if round == 0:
-        return tuple(upstream[f"rm_{x}"].path / "model" for x in ("helpful", "safety"))
-    return tuple(upstream[f"v{round}"].path / f"rm_{ground}" for ground in GROUNDS)
-
-
-def _sampled(
-    config, seed: int, upstream: Mapping, folder: Path, out: Path | None = None
-) -> list:
-    """K answers of the model in ``folder``, scored by the first reward models."""
-    c = config.rejection_comparisons
-    model, vocabulary = checkpoints.load(folder), upstream["sft_a"].tokenizer()
-    asked = mixture(
-        world.load(),
-        "train",
-        c.prompts,
-        dict(config.rejection.kinds),
-        1000 * seed + 500,
-        unique=True,
-    )
-    return sample(
-        model,
-        tuple(reward.load(path) for path in _judges(upstream, 0)),
-        vocabulary,
-        asked,
-        config.rejection,
-        round=1,
-        temperature=c.temperature,
-        gate=config.ppo.safety_gate,
-        seed=100 * (1000 * seed + 500),
-        out=out,
-    )
 
 
 def _call(function: Callable, **arguments) -> object:

@@ -197,7 +197,7 @@ STAGES: dict[str, Stage] = {
         options={"model": "v4"},
     ),
     "rs_samples": Stage(
-        "cria.rejection_comparisons:build_samples",
+        "cria.rejection_samples:build",
         needs=("sft_a", "rm_helpful", "rm_safety"),
         sections=("rejection", *RS_ASKED),
         data=WORLD,
@@ -236,7 +236,7 @@ STAGES: dict[str, Stage] = {
     ),
     "rs_distill": Stage(
         "cria.rejection_comparisons:build",
-        needs=("sft_a", "rm_helpful", "rm_safety", "rs_samples", "rs_small"),
+        needs=("sft_a", "rs_small", "v3", "v4"),
         sections=("model", "pretrain", "rejection", *RS_SMALL, *RS_ASKED, *RS_LOOK),
         data=WORLD,
         options={"question": "distill"},
