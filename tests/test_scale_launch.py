@@ -1,6 +1,7 @@
 """A launch on one process: own weights, own data, and what cannot be understood."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -42,6 +43,12 @@ def place(tmp_path_factory):
     ]  # fmt: skip
     (folder / "pairs.jsonl").write_text("\n".join(pairs))
     return folder, vocabulary, turns
+
+
+@pytest.fixture(autouse=True)
+def no_bar(monkeypatch):
+    """Another test may have loaded a kernel; then progress has bars, on stderr."""
+    monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
 
 
 def run(place, capsys, out, *words):
