@@ -1,13 +1,15 @@
 """A launch on one process: own weights, own data, and what cannot be understood."""
 
 import json
+import re
+import sys
 
 import numpy as np
 import pytest
 import torch
-from test_checkpoints import PLAIN, llama, write_meta
+from test_checkpoints import PLAIN, TEXTS, llama, write_meta
 
-from cria import checkpoints, config, packing, reward, sft, tokenizer
+from cria import checkpoints, config, packing, reward, sft, talk, tokenizer
 from cria.chat import encode_dialog
 from cria.real_weights import open_mapped, weights
 from cria.scale import launch, own_data
@@ -42,6 +44,38 @@ def place(tmp_path_factory):
     ]  # fmt: skip
     (folder / "pairs.jsonl").write_text("\n".join(pairs))
     return folder, vocabulary, turns
+
+
+@pytest.fixture(scope="module")
+def useless(place):
+    """The same place, with files that cannot be used."""
+    folder = place[0]
+    user = {"role": "user", "content": "anna"}
+    answer = {"role": "assistant", "content": "in brill"}
+    long = {"role": "user", "content": "anna " * 3000}
+    for name, lines in {
+        "bad": [{"messages": [user, answer]}, {"message": 1}],
+        "words": [{"messages": [user, answer]}, "", {"messages": "hello"}],
+        "order": [{"messages": [answer, user]}],
+        "open": [{"messages": [user]}] * 9,
+        "long": [{"messages": [long, answer]}] * 9,
+    }.items():
+        text = "\n".join(json.dumps(line) if line else "" for line in lines)
+        (folder / f"{name}.jsonl").write_text(text)
+    (folder / "latin.jsonl").write_bytes(b'{"messages": "\xff"}')
+    ids = np.full((200, 8), PLAIN.vocab_size - 1, dtype=np.uint16)
+    a_batch = config.load("smoke").pretrain.batch_size
+    np.save(folder / "few.npy", ids[: 2 * a_batch - 1])
+    ids[a_batch, 3] = 60_000
+    np.save(folder / "late.npy", ids)
+    tokenizer.train(TEXTS * 9, 340, folder / "big.model", list("abcdefghijklm"))
+    return place
+
+
+@pytest.fixture(autouse=True)
+def no_bar(monkeypatch):
+    """Another test may have loaded a kernel; then progress has bars, on stderr."""
+    monkeypatch.delitem(sys.modules, "ipykernel", raising=False)
 
 
 def run(place, capsys, out, *words):
@@ -112,12 +146,27 @@ def test_ppo_with_own_judges(place, capsys, tmp_path):
         (["sft_a", "--weights", "nowhere"], "no tokenizer.model"),
         (["sft_a", "--weights", "PLACE/start", "--data", "PLACE/bad.jsonl"], "line 2"),
         (["sft_a", "--weights", "PLACE/start", "--data", "PLACE/no.jsonl"], "no.jsonl"),
+        (["sft_a", "--data", "PLACE/words.jsonl"], "line 3: .*list of objects"),
+        (["sft_a", "--data", "PLACE/order.jsonl"], "line 1: .*the user's turn"),
+        (["sft_a", "--data", "PLACE/open.jsonl"], "no assistant's answer"),
+        (["sft_a", "--data", "PLACE/long.jsonl"], "no assistant's answer"),
+        (["sft_a", "--data", "PLACE/latin.jsonl"], "latin.jsonl is no UTF-8"),
+        (["rm_safety", "--data", "PLACE/talk.jsonl"], "12 lines were left out"),
+        (
+            ["base", "--data", "PLACE/late.npy"],
+            "from row .*vocabulary of 320",
+        ),
+        (["base", "--data", "PLACE/few.npy"], "rows for 1 steps, .*warm-up"),
+        (["base", "--tokenizer", "PLACE/big.model"], "340 pieces, .* only 320"),
+        (["base", "--judges", "PLACE", "PLACE"], "base has no use for --judges"),
+        (["ppo_v5", "--steps", "3"], "ppo_v5 has no use for --steps"),
     ],
 )
-def test_what_cannot_be_done_is_one_line(place, capsys, tmp_path, words, sentence):
-    (place[0] / "bad.jsonl").write_text('{"messages": []}\n{"message": 1}\n')
-    code, _, err = run(place, capsys, tmp_path / "run", *words)
-    assert code == 1 and sentence in err
+def test_what_cannot_be_done_is_one_line(useless, capsys, tmp_path, words, sentence):
+    if "--weights" not in words and set(words) & {"--data", "PLACE/big.model"}:
+        words = [*words, "--weights", "PLACE/start"]
+    code, _, err = run(useless, capsys, tmp_path / "run", *words)
+    assert code == 1 and re.search(sentence, err)
     assert err.startswith("cria: process 0 of 1: ") and err.count("\n") == 1
 
 
@@ -127,6 +176,7 @@ def test_what_cannot_be_done_is_one_line(place, capsys, tmp_path, words, sentenc
         (np.zeros((3, 4)), "whole numbers"),
         (np.zeros(7, dtype=np.int32), "whole numbers"),
         (np.full((2, 3), 99), "outside a vocabulary of 50"),
+        (np.full((2, 1), 9), "rows of 1 tokens"),
     ],
 )
 def test_token_files_are_checked(rows, hint, tmp_path):
@@ -136,6 +186,28 @@ def test_token_files_are_checked(rows, hint, tmp_path):
     (tmp_path / "rows.npy").write_bytes(b"not numpy")
     with pytest.raises(ValueError, match="no .npy file"):
         own_data.token_file(tmp_path / "rows.npy", 50)
+
+
+def test_no_separator_where_the_vocabulary_has_none(place, capsys, tmp_path):
+    """The profiles of full size ask for one; Llama 2's own vocabulary has none."""
+    words = ["sft_a", "--weights", "PLACE/start", "--data", "PLACE/talk.jsonl"]
+    words += ["--steps", "1", "--set", "sft.separator=true"]
+    code, _, err = run(place, capsys, tmp_path / "run", *words)
+    assert (code, err) == (0, "")
+    settings = config.load("smoke", **{"sft.separator": True})
+    speaker = talk.speaker(
+        str(tmp_path / "run" / "model"), settings, say=lambda _: None
+    )
+    speaker.answer([{"role": "user", "content": "anna"}], max_new_tokens=2)
+
+
+def test_bad_lines_are_told_and_the_rest_is_used(place, capsys, tmp_path):
+    folder = place[0]
+    lines = (folder / "pairs.jsonl").read_text() + '\n{"chosen": 1}\n'
+    (folder / "mostly.jsonl").write_text(lines)
+    words = ["rm_safety", "--weights", "PLACE/start", "--data", "PLACE/mostly.jsonl"]
+    code, out, err = run(place, capsys, tmp_path / "run", *words)
+    assert (code, err) == (0, "") and "1 line was left out, the first is line 41" in out
 
 
 def test_first_weights_are_those_of_one_process_and_real_ones_are_read(tmp_path):

@@ -129,7 +129,8 @@ def _checkpoint(
             f"only {model.config.vocab_size} embeddings: they do not belong together."
         )
     say(f"{name} {'continues text' if found.plain else 'chats'}: {found.why}.")
-    return Speaker(name, model, tokenizer, found.plain, found.separator)
+    separator = found.separator and "<sep>" in tokenizer  # real weights have none
+    return Speaker(name, model, tokenizer, found.plain, separator)
 
 
 @dataclass

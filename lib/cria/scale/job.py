@@ -14,7 +14,7 @@ from cria.model import Llama
 from cria.tokenizer import Tokenizer
 from cria.training import LossFn
 
-__all__ = ["Inputs", "Job", "empty", "filled"]
+__all__ = ["Inputs", "Job", "check_vocabulary", "empty", "filled"]
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,16 @@ class Job:
     optim: OptimConfig
     steps: int
     save: Callable[[Mapping[str, Tensor], Path], None]  # the whole weights, a folder
+    notes: tuple[str, ...] = ()  # what people should know before it begins
+
+
+def check_vocabulary(vocabulary: Tokenizer, shape: ModelConfig) -> None:
+    """ValueError, before any training, if pieces would have no embedding."""
+    if vocabulary.vocab_size > shape.vocab_size:
+        raise ValueError(
+            f"The tokenizer has {vocabulary.vocab_size} pieces, but the model only "
+            f"{shape.vocab_size} embeddings: they do not belong together."
+        )
 
 
 def empty(shape: ModelConfig) -> Llama:

@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cria import chat, checkpoints, packing, pretrain, sft, world
-from cria.config import Config
+from cria import checkpoints, packing, pretrain, sft, world
+from cria.config import Config, ModelConfig
 from cria.model import Llama
 from cria.real_weights import weights
-from cria.scale.job import Inputs, Job, empty, filled
+from cria.scale.job import Inputs, Job, check_vocabulary, empty, filled
 from cria.scale.jobs_reward import rm_helpful, rm_safety
-from cria.scale.own_data import jsonl, token_file
+from cria.scale.own_data import check_ids, dialogues, token_file
 from cria.scale.sharding import fill, first_weights
 from cria.training import lm_loss
 
@@ -34,18 +34,21 @@ def base(config: Config, seed: int, inputs: Inputs) -> Job:
     data: a .npy file of token ids (rows, seq_len), memory-mapped.
     """
     c = config.pretrain
+    vocab_size = _shape(config, inputs).vocab_size
     if inputs.data is None:
         n = c.steps * c.batch_size
         rows = pretrain.world_rows(
             world.load(), inputs.tokenizer, c.mix, n, c.seq_len, seed
         )
     else:
-        rows = token_file(inputs.data, config.model.vocab_size)
+        rows = token_file(inputs.data, vocab_size)
     everything = torch.ones(c.batch_size, rows.shape[1], dtype=torch.bool)
 
     def batch(step: int) -> dict[str, Tensor]:
-        ids = rows[step * c.batch_size : (step + 1) * c.batch_size]
-        return {"ids": torch.as_tensor(np.asarray(ids)).long(), "loss_mask": everything}
+        first = step * c.batch_size
+        ids = np.array(rows[first : first + c.batch_size])  # out of the file
+        check_ids(ids, vocab_size, f"{inputs.data}, from row {first} on,")
+        return {"ids": torch.as_tensor(ids).long(), "loss_mask": everything}
 
     def loss_fn(model: Llama, batch: dict[str, Tensor]) -> tuple[Tensor, dict]:
         return lm_loss(model(batch["ids"]), batch["ids"], batch["loss_mask"]), {}
@@ -56,7 +59,15 @@ def base(config: Config, seed: int, inputs: Inputs) -> Job:
             f"{inputs.data} holds {len(rows)} rows, fewer than a batch of "
             f"{c.batch_size}: give more, or lower pretrain.batch_size."
         )
-    return _language_model(config, seed, inputs, batch, loss_fn, c.optim, steps)
+    notes = ()
+    if steps < c.steps:
+        notes = (f"{inputs.data} has rows for {steps} steps, not for {c.steps}.",)
+        if steps <= c.optim.warmup_steps:
+            raise ValueError(
+                f"{notes[0]} The warm-up alone takes {c.optim.warmup_steps}: give "
+                "more rows, or lower pretrain.optim.warmup_steps."
+            )
+    return _language_model(config, seed, inputs, batch, loss_fn, c.optim, steps, notes)
 
 
 def sft_a(config: Config, seed: int, inputs: Inputs) -> Job:
@@ -65,16 +76,20 @@ def sft_a(config: Config, seed: int, inputs: Inputs) -> Job:
     data: a .jsonl file, {"messages": [{"role": …, "content": …}, …]} a line.
     """
     c = config.sft
+    # The released vocabulary of Llama 2 does not have the paper's separator.
+    separator = c.separator and "<sep>" in inputs.tokenizer
     if inputs.data is None:
         written = sft.collect(world.load(), c, "a", seed)
-        docs = sft.documents(inputs.tokenizer, written, c.separator)
+        docs = sft.documents(inputs.tokenizer, written, separator)
     else:
-        docs = [
-            chat.encode_dialog(inputs.tokenizer, line["messages"], c.separator)
-            for line in jsonl(inputs.data, "messages")
-        ]
+        docs = dialogues(inputs.data, inputs.tokenizer, separator)
     lay = packing.pack if c.packing else packing.unpacked
     rows = lay(docs, c.seq_len)
+    if not rows.loss_mask.any():
+        raise ValueError(
+            f"{inputs.data} has no assistant's answer within the first {c.seq_len} "
+            "tokens of a dialogue: there is nothing to learn."
+        )
     return _language_model(
         config,
         seed,
@@ -94,9 +109,16 @@ JOBS: dict[str, Callable[[Config, int, Inputs], Job]] = {
 }
 
 
-def _language_model(config, seed, inputs, batches, loss_fn, optim, steps) -> Job:
+def _shape(config: Config, inputs: Inputs) -> ModelConfig:
+    return config.model if inputs.start is None else weights(inputs.start).config
+
+
+def _language_model(
+    config, seed, inputs, batches, loss_fn, optim, steps, notes=()
+) -> Job:
     start = None if inputs.start is None else weights(inputs.start)
-    shape = config.model if start is None else start.config
+    shape = _shape(config, inputs)
+    check_vocabulary(inputs.tokenizer, shape)
 
     def begin(model: nn.Module) -> None:
         if start is None:
@@ -107,4 +129,4 @@ def _language_model(config, seed, inputs, batches, loss_fn, optim, steps) -> Job
     def save(found: Mapping[str, Tensor], folder: Path) -> None:
         checkpoints.save(filled(empty(shape), found), folder, inputs.tokenizer)
 
-    return Job(empty(shape), begin, batches, loss_fn, optim, steps, save)
+    return Job(empty(shape), begin, batches, loss_fn, optim, steps, save, notes)

@@ -15,7 +15,7 @@ from cria.preference_files import Comparison
 from cria.preference_files import load as load_comparisons
 from cria.real_weights import weights
 from cria.reward import RewardModel, ranking_loss
-from cria.scale.job import Inputs, Job, empty, filled
+from cria.scale.job import Inputs, Job, check_vocabulary, empty, filled
 from cria.scale.sharding import fill
 from cria.training import LossFn
 
@@ -81,12 +81,20 @@ def _reward_model(config: Config, seed: int, inputs: Inputs, ground: str) -> Job
 
     data: comparisons in a .jsonl file (`cria.preference_files`).
     """
-    c, start = config.reward, weights(inputs.start)
+    c, start, notes = config.reward, weights(inputs.start), ()
+    check_vocabulary(inputs.tokenizer, start.config)
     if inputs.data is None:
         found = reward_data.comparisons(inputs.comparisons)
         mixed: list[Comparison] = reward_data.mixes(found, c, seed)[ground]
     else:
-        mixed = load_comparisons(inputs.data).comparisons
+        loaded = load_comparisons(inputs.data, ground)
+        mixed = loaded.comparisons
+        if len(mixed) < c.batch_size:
+            raise ValueError(
+                f"{loaded}. A batch takes {c.batch_size}: give more, or lower "
+                "reward.batch_size."
+            )
+        notes = (str(loaded),) if loaded.problems else ()
     pairs = reward_data.encode(
         inputs.tokenizer, mixed, c.margins[c.margin], start.config.max_seq_len
     )
@@ -123,4 +131,5 @@ def _reward_model(config: Config, seed: int, inputs: Inputs, ground: str) -> Job
         c.optim,
         len(pairs) // c.batch_size * c.epochs,
         save,
+        notes,
     )

@@ -25,7 +25,7 @@ from cria.ppo_training import best_look
 from cria.real_weights import weights
 from cria.scale import keeping, loop, ppo
 from cria.scale.group import Group, join
-from cria.scale.job import Inputs
+from cria.scale.job import Inputs, check_vocabulary
 from cria.scale.jobs import JOBS
 from cria.scale.sharding import shard, whole
 from cria.tokenizer import Tokenizer
@@ -45,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # A score is a view of the head's output; nothing here is changed in place.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* a view")
     try:
+        _check_options(given)
         config = configs.load(given.profile, **_changes(given))
         inputs = _inputs(given, config)  # stages that lack are built one by one
         with join() as group:
@@ -66,6 +67,8 @@ def _train(given, config: Config, inputs: Inputs, group: Group) -> None:
         _train_ppo(given, config, inputs, group)
         return
     job = JOBS[given.stage](config, given.seed, inputs)
+    for note in job.notes if group.chief else ():
+        print(f"{given.stage}: {note}", flush=True)
     dtype = given.dtype or getattr(config, _section(given.stage)).dtype
     model = shard(job.model, group, dtype=dtype, recompute=given.recompute)
     if keeping.newest(given.out) is None:  # else the checkpoint brings the weights
@@ -98,6 +101,7 @@ def _train(given, config: Config, inputs: Inputs, group: Group) -> None:
 def _train_ppo(given, config: Config, inputs: Inputs, group: Group) -> None:
     c, seed, village = config.ppo, given.seed, world.load()
     start = weights(inputs.start)
+    check_vocabulary(inputs.tokenizer, start.config)
     rows = ppo.train_ppo(
         start.config,
         start.get,
@@ -164,6 +168,19 @@ def _changes(given) -> dict:
     return changes
 
 
+def _check_options(given) -> None:
+    """ValueError for an option that the stage would pass over in silence."""
+    asked = {"--data": given.data, "--steps": given.steps, "--judges": given.judges}
+    asked["--accumulate"] = given.accumulate != 1
+    foreign = ["--judges"] if given.stage != PPO else ["--data", "--steps"]
+    if given.stage == PPO:
+        foreign.append("--accumulate")
+    for option in foreign:
+        if asked[option]:
+            hint = "; its lengths are ppo.… of --set" if given.stage == PPO else ""
+            raise ValueError(f"{given.stage} has no use for {option}{hint}.")
+
+
 def _section(stage: str) -> str:
     return {"base": "pretrain", "sft_a": "sft"}.get(stage, "reward")
 
@@ -190,6 +207,12 @@ def _what(error: Exception, out: Path) -> str:
     return f"another process is gone, so this one stops; {kept}."
 
 
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a whole number of 1 or more")
+    return int(text)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="torchrun … -m cria.scale.launch", description="Train under torchrun."
@@ -205,12 +228,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--data", type=Path, help="base: .npy; sft_a: .jsonl; rm_…: .jsonl")
     two = ("HELPFUL", "SAFETY")
     add("--judges", type=Path, nargs=2, metavar=two, help="reward models for PPO")
-    add("--steps", type=int, help="default: what the profile says")
+    add("--steps", type=_positive, help="default: what the profile says")
     add("--dtype", choices=("auto", "float32", "bfloat16"), help="of the products")
     add("--recompute", action="store_true", help="activation checkpointing")
-    add("--accumulate", type=int, default=1, help="parts of a process' rows")
-    add("--checkpoint-every", type=int, default=250, metavar="STEPS")
-    add("--log-every", type=int, default=10, metavar="STEPS")
+    add("--accumulate", type=_positive, default=1, help="parts of a process' rows")
+    add("--checkpoint-every", type=_positive, default=250, metavar="STEPS")
+    add("--log-every", type=_positive, default=10, metavar="STEPS")
     add("--debug", action="store_true", help="show full tracebacks")
     return parser
 
