@@ -1,6 +1,7 @@
 """Comparisons beside V1 to V4: an arm differs from its control in one thing only."""
 
 import json
+import pickle
 from collections import Counter
 from dataclasses import replace
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ from cria import (
     rejection_arms,
     rejection_comparisons,
     reward,
+    side_by_side,
     stages,
     tokenizer,
     world,
@@ -365,7 +367,14 @@ def test_reward_models_are_tried_on_new_answers_to_held_out_prompts(
 # The stages
 
 
-def test_a_stage_runs_its_arms_in_processes_of_their_own(upstream, tmp_path):
+def test_a_stage_holds_what_was_seen_of_each_arm(upstream, tmp_path, monkeypatch):
+    """Side by side the arms go through pickle; what they give goes into JSON."""
+
+    def run(function, jobs):
+        jobs = pickle.loads(pickle.dumps(jobs))
+        return {name: function(**job) for name, job in jobs.items()}
+
+    monkeypatch.setattr(side_by_side, "run", run)
     made = rejection_comparisons.build(PROFILE, 0, upstream, tmp_path, question="rrhf")
     assert list(made) == ["RRHF", "best of K"]
     assert json.loads(json.dumps(made)) == made

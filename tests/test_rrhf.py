@@ -166,6 +166,25 @@ def test_training_puts_the_answers_in_order_and_lifts_the_best():
         assert alone(model, p.prompt, a) > alone(fresh, p.prompt, a)
 
 
+def test_the_loss_of_a_training_step_is_that_of_the_answers_alone(monkeypatch):
+    """Prompts with fewer answers than their neighbours are ranked by what they have."""
+    seen = []
+
+    def train(model, batch, loss_fn, *args, **options):
+        seen.append(loss_fn(model, batch(0))[0].item())
+
+    monkeypatch.setattr(rrhf, "train", train)
+    model, several = Llama(SHAPE, seed=1), rows()
+    train_rrhf(model, several, RRHFConfig(3, 1, FAST.optim), seed=0)
+    p, r, best = [], [], []
+    for one in several:
+        logp = [alone(model, one.prompt, a) for a in one.answers]
+        p.append([x / len(a) for x, a in zip(logp, one.answers, strict=True)])
+        r.append(list(one.rewards))
+        best.append(logp[one.rewards.index(max(one.rewards))])
+    assert seen == [pytest.approx(by_hand(p, r, best), abs=1e-3)]
+
+
 def test_the_same_seed_gives_the_same_model():
     def trained(seed):
         model = Llama(SHAPE, seed=1)
