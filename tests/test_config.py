@@ -164,6 +164,7 @@ MISTAKES = {  # change: what the sentence must name
     "best_of_n.temperatures=[]": ["best_of_n.temperatures"],
     "best_of_n.samples=[0, 4]": ["best_of_n.samples"],
     "ppo.minibatch_size=60": ["ppo.minibatch_size 60", "does not divide"],
+    "ppo.temperature=0.8": ["ppo.temperature is 0.8", "at 1"],
     "ppo.safety_gate=1.5": ["ppo.safety_gate is 1.5", "between 0 and 1"],
     "ghost.optim.warmup_steps=9999": ["ghost.optim.warmup_steps is 9999"],
     "sft.optim.warmup_steps=9999": ["sft.optim.warmup_steps is 9999", "SFT has only"],

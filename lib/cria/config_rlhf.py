@@ -158,6 +158,12 @@ class PPOConfig:
         fraction(self, "safety_gate", "gamma", "lam")
         shares(self, "kinds")
         need(
+            self.temperature == 1,
+            "temperature",
+            f"{{key}} is {self.temperature}, but PPO scores its answers at 1: sample "
+            "them so as well",
+        )
+        need(
             self.batch_size % self.minibatch_size == 0,
             "minibatch_size",
             f"{{key}} {self.minibatch_size} does not divide batch_size "
