@@ -55,6 +55,10 @@ def test_every_step_of_the_recipe_is_taken(words):
     start = Llama(SHAPE, seed=3)
     start = torch.cat([p.flatten() for p in start.state_dict().values()])
     assert 0 < (plain - start).norm() < (weights(faster=3.0) - start).norm()
+    slower = SimpleNamespace(
+        **{k: replace(v, optim=OptimConfig(5e-4)) for k, v in vars(c).items()}
+    )
+    assert torch.equal(plain, weights(slower, faster=2.0)), "of every step"
     for part in ("pretrain", "sft"):
         still = replace(getattr(c, part), optim=OptimConfig(1e-12))
         other = SimpleNamespace(**{**vars(c), part: still})
