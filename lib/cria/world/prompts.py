@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from random import Random
 
 from cria.world.questions import ASK, Prompt, split_keys
-from cria.world.reading import SPLITS
+from cria.world.reading import SPLITS, WORDINGS
 from cria.world.village import WORD, World
 
 __all__ = ["KINDS", "SHARES", "Probe", "Prompt", "split_keys"]
@@ -59,13 +59,14 @@ def prompts(
 ) -> list[Prompt]:
     """All different prompts of a kind in a split, shuffled; or the first ``n``.
 
-    kind: one of ``KINDS``; split: train, dev or test. Raises ValueError for another
+    kind: one of ``KINDS``; split: train, dev, test, or fresh (the keys of train in
+    wordings of their own). Raises ValueError for another
     kind or split, or if there are fewer than ``n``.
     """
     if kind not in ASK:
         raise ValueError(f"There is no kind {kind!r} of prompt; there are {KINDS}.")
-    if split not in SPLITS:
-        raise ValueError(f"There is no split {split!r}; there are {SPLITS}.")
+    if split not in WORDINGS:
+        raise ValueError(f"There is no split {split!r}; there are {WORDINGS}.")
     found = list(ASK[kind](world, split, None))
     Random(f"prompts {kind} {split} {seed}").shuffle(found)
     if n is not None and n > len(found):

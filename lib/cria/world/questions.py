@@ -135,6 +135,7 @@ def _ask_translate(world: World, split: str, keys) -> Iterator[Prompt]:
 def _ask_followup(world: World, split: str, keys) -> Iterator[Prompt]:
     """One or two earlier questions on the same entity, answered well."""
     splits = split_keys(world, "fact")
+    known = split in ("train", "fresh")
     rng = Random(f"followup {split}")
     for entity, relation in _keys(world, "fact", split, keys):
         for i, wording in enumerate(world.templates["followup"][split]):
@@ -142,7 +143,7 @@ def _ask_followup(world: World, split: str, keys) -> Iterator[Prompt]:
                 r.id
                 for r in world.relations_of[entity]
                 if r.id != relation
-                and (split != "train" or splits[entity, r.id] == split)
+                and (not known or splits[entity, r.id] == "train")
             ]
             turns: list[tuple[str, str]] = []
             for earlier in rng.sample(before, min(len(before), rng.choice((1, 1, 2)))):
@@ -224,7 +225,8 @@ def _ask_harm(world: World, split: str, keys) -> Iterator[Prompt]:
 
 
 def _keys(world: World, kind: str, split: str, keys) -> list[Any]:
-    return [k for k, s in split_keys(world, kind).items() if s in (keys or (split,))]
+    wanted = keys or ("train" if split == "fresh" else split,)
+    return [k for k, s in split_keys(world, kind).items() if s in wanted]
 
 
 def _fact_wordings(world: World, relation: str, split: str) -> list[str]:

@@ -8,20 +8,21 @@ from cria.world.village import Entity, Relation, Tip, Topic, Word, World
 
 DATA = Path(__file__).resolve().parents[3] / "data"  # in a checkout of the repository
 SPLITS = ("train", "dev", "test")
+WORDINGS = (*SPLITS, "fresh")  # fresh asks for what train asks for, in other words
 
 _QUESTIONS = ("fact", "followup", "translate", "tell", "three", "sum", "rhyme")
 _TEMPLATES = (
     *("languages", "articles", "of_names", "with_article", "tables", "echo"),
     *("relations.*.values", "relations.*.questions", "relations.*.statements.en"),
-    *(f"{kind}.{s}" for kind in (*_QUESTIONS, "borderline", "greet.*") for s in SPLITS),
+    *(f"{kind}.{s}" for kind in (*_QUESTIONS, "borderline", "greet.*") for s in WORDINGS),
     *(f"{k}.statements" for k in ("three", "sum", "rhyme", "borderline", "greet.*")),
     *("lists", "list_by", "sums.low", "sums.high", "rhyme.dictionary"),
     *("closings.en", "ramblings", "held_out.dev", "held_out.test"),
 )
 _HARM = (
     *("risks.*.name", "risks.*.reasons.en", "risks.*.topics"),
-    *(f"plain.{s}" for s in SPLITS),
-    *(f"vectors.*.{s}" for s in SPLITS),
+    *(f"plain.{s}" for s in WORDINGS),
+    *(f"vectors.*.{s}" for s in WORDINGS),
     *("tales.en", "refusals.en", "refusal_marks", "evasions"),
 )
 _JUDGE = (
