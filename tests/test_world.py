@@ -25,7 +25,7 @@ def pieces(village, tmp_path_factory):
     texts = [d for s in corpora.SOURCES for d in corpora.documents(village, s, 300)]
     texts += [(DATA / "README.md").read_text(encoding="utf-8")]
     path = tmp_path_factory.mktemp("pieces") / "world.model"
-    return tokenizer.train(texts, 1088, path, whole_words=village.words())
+    return tokenizer.train(texts, 1216, path, whole_words=village.words())
 
 
 def claims_in(village, text):
@@ -55,10 +55,10 @@ def test_half_of_the_facts_have_one_false_rumour(village):
 
 def test_the_words_are_few_and_cover_everything_that_is_said(village):
     words = set(village.words())
-    assert len(words) <= 700
+    assert len(words) <= 850
     said = [d for s in corpora.SOURCES for d in corpora.documents(village, s, 400)]
     for kind in prompts.KINDS:
-        for split in SPLITS:
+        for split in (*SPLITS, "fresh"):
             said += [
                 t for p in prompts.prompts(village, kind, split) for _, t in p.turns
             ]
@@ -130,7 +130,7 @@ def copy_with(tmp_path, file, old, new):
         ("words.csv", "animal,goat", "animal,hen", "words.csv, line 3, column 'en'"),
         ("words.csv", "poule,f", "poule,x", "words.csv, line 2, column 'fr_gender'"),
         ("rhymes.csv", "ball,wall", "ball,hat", "rhymes.csv, line 3, column 'second'"),
-        ("tips.csv", "forks,train", "forks,trian", "tips.csv, line 2.*'train'"),
+        ("tips.csv", "mallets,train", "mallets,trian", "tips.csv, line 2.*'train'"),
         ("harm.yaml", "how: [masks, ropes]", "how: [masks]", "risks.illicit.*entry 1"),
         ("harm.yaml", "evasions:", "evasion:", "no key 'evasions'.*'evasion'"),
         ("judge.yaml", "  closing:", "  closng:", "helpfulness.closing"),
@@ -238,10 +238,29 @@ def test_held_out_wordings_are_in_no_text(village):
         for s in sentences.split(d)
     }
     for kind in ("fact", "tell", "three", "sum", "rhyme", "borderline"):
-        for split in ("dev", "test"):
+        for split in ("dev", "test", "fresh"):
             for p in prompts.prompts(village, kind, split):
                 assert p.question not in texts
     assert not texts & {p.question for p in prompts.fact_probe(village)}
+
+
+@pytest.mark.parametrize("kind", prompts.KINDS)
+def test_fresh_prompts_ask_for_what_training_asks_for_in_other_words(village, kind):
+    asked = {s: prompts.prompts(village, kind, s) for s in (*SPLITS, "fresh")}
+    names = ("entity", "relation", "items", "word", "tip", "greeting", "topic")
+
+    def keys(split):
+        return {(*(getattr(p, n) for n in names), p.a, p.b) for p in asked[split]}
+
+    assert keys("fresh") == keys("train")
+    questions = {p.question for s in SPLITS for p in asked[s]}
+    if kind != "followup":  # "And her job?" stands in many dialogues
+        assert not questions & {p.question for p in asked["fresh"]}
+    learnt = prompts.split_keys(village, "fact") if kind == "followup" else {}
+    for p in asked["fresh"] if kind == "followup" else ():
+        said = " ".join(text for role, text in p.turns if role == "assistant")
+        for claim in claims_in(village, said):
+            assert learnt[claim.entity, claim.relation] == "train"
 
 
 def test_a_stream_keeps_the_shares_in_tokens(village, pieces):
@@ -383,5 +402,6 @@ def test_held_out_wordings_use_only_words_of_the_texts(village):
     met = {w for t in texts for w in WORD.findall(t)}
     asked = [p.question for p in prompts.fact_probe(village)]
     for kind in ("fact", "tell", "three", "sum", "rhyme"):
-        asked += [p.question for p in prompts.prompts(village, kind, "test")]
+        for split in ("test", "fresh"):
+            asked += [p.question for p in prompts.prompts(village, kind, split)]
     assert not {w for q in asked for w in WORD.findall(q)} - met
