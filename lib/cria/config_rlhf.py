@@ -94,6 +94,7 @@ class RejectionConfig:
 
     rounds: int
     prompts: int  # per round, all different
+    wordings: tuple[str, ...]  # of every round: the splits whose prompts it asks
     kinds: dict[str, float]  # kind of prompt: share
     samples: int  # K answers a prompt, of which the best is kept
     temperatures: tuple[float, ...]  # each round samples at the one that pays best …
@@ -118,6 +119,11 @@ class RejectionConfig:
         not_negative(self, "texts")
         shares(self, "kinds")
         shares(self, "text_mix")
+        need(
+            len(self.wordings) >= self.rounds,
+            "wordings",
+            f"{{key}} has {len(self.wordings)} entries for {self.rounds} rounds",
+        )
         _top_p(self)
         _temperatures(self)
 
@@ -131,6 +137,7 @@ class PPOConfig:
     epochs: int  # passes over the batch
     iterations: int
     kinds: dict[str, float]  # kind of prompt: share
+    wordings: str  # the splits whose prompts it asks
     optim: OptimConfig
     clip: float  # of the probability ratio
     beta: float  # weight of the KL penalty

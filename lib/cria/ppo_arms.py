@@ -274,7 +274,8 @@ def _round(
 
     Like them without texts beside.
     """
-    asked = mixture(village, "train", n, dict(config.kinds), seed + 77, unique=True)
+    kinds = dict(config.kinds)
+    asked = mixture(village, config.wordings, n, kinds, seed + 77, unique=True)
     found = sample(
         policy,
         rms,

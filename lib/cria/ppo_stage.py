@@ -48,8 +48,8 @@ def asked(
     village: World, config: Config, n: int, seed: int
 ) -> Callable[[int], list[Prompt]]:
     """The n training prompts of each iteration."""
-    kinds = dict(config.ppo.kinds)
-    return lambda i: mixture(village, "train", n, kinds, seed=(seed + 1) * 10_007 + i)
+    c, first = config.ppo, (seed + 1) * 10_007
+    return lambda i: mixture(village, c.wordings, n, dict(c.kinds), seed=first + i)
 
 
 def texts(

@@ -150,7 +150,8 @@ def branch(
         key = 1000 * seed + 500 + round  # other prompts than the road's, every round
         if round > 1:
             rms = tuple(reward.load(path) for path in judges[round - 2])
-            asked = mixture(village, "train", prompts, dict(later), key, unique=True)
+            split = config.wordings[round - 1]
+            asked = mixture(village, split, prompts, dict(later), key, unique=True)
             new = sample(
                 model,
                 rms,

@@ -20,7 +20,7 @@ def build(config, seed: int, upstream: Mapping, out: Path) -> dict:
     """Stage `rs_samples`: K answers of the SFT model to every prompt, scored."""
     asked = mixture(
         world.load(),
-        "train",
+        config.rejection.wordings[0],
         config.rejection_comparisons.prompts,
         dict(config.rejection.kinds),
         1000 * seed + 500,

@@ -43,9 +43,8 @@ def build(config, seed: int, upstream: Mapping, out: Path, round: int) -> dict:
         model, pool = before.model(), read_pool(before.path / "pool.json")
         rms = tuple(reward.load(before.path / f"rm_{ground}") for ground in GROUNDS)
         earlier = preferences.load(before.path / "fresh.jsonl").comparisons
-    asked = mixture(
-        village, "train", c.prompts, dict(c.kinds), seed_of_round, unique=True
-    )
+    split = c.wordings[round - 1]
+    asked = mixture(village, split, c.prompts, dict(c.kinds), seed_of_round, unique=True)
 
     def measured() -> list:
         few = asked[: c.temperature_prompts]
@@ -98,6 +97,7 @@ def build(config, seed: int, upstream: Mapping, out: Path, round: int) -> dict:
             ground,
             n,
             config.preferences,
+            split=split,
             seed=100 + seed_of_round,
         ).comparisons
         for ground, n in counts.items()

@@ -4,6 +4,7 @@ Test and dev prompts share neither their keys nor their wordings with the traini
 prompts (``questions`` says how).
 """
 
+import re
 from dataclasses import dataclass
 from random import Random
 
@@ -59,21 +60,32 @@ def prompts(
 ) -> list[Prompt]:
     """All different prompts of a kind in a split, shuffled; or the first ``n``.
 
-    kind: one of ``KINDS``; split: train, dev, test, or fresh (the keys of train in
-    wordings of their own). Raises ValueError for another
-    kind or split, or if there are fewer than ``n``.
+    kind: one of ``KINDS``; split: train, dev, test, or fresh: the keys of train in
+    wordings of their own, the first two of them if it is fresh2. Several are joined
+    by +, as in "train+fresh2". Raises ValueError for another kind or split, or if there
+    are fewer than ``n``.
     """
     if kind not in ASK:
         raise ValueError(f"There is no kind {kind!r} of prompt; there are {KINDS}.")
-    if split not in WORDINGS:
-        raise ValueError(f"There is no split {split!r}; there are {WORDINGS}.")
-    found = list(ASK[kind](world, split, None))
+    found = [p for part in split.split("+") for p in _of_part(world, kind, part)]
     Random(f"prompts {kind} {split} {seed}").shuffle(found)
     if n is not None and n > len(found):
         raise ValueError(
             f"There are {len(found)} different {kind} prompts in {split}, not {n}."
         )
     return found[:n]
+
+
+def _of_part(world: World, kind: str, part: str) -> list[Prompt]:
+    name, first = re.fullmatch(r"(\D*)(\d*)", part).groups()
+    if name not in WORDINGS or (first and name != "fresh"):
+        raise ValueError(f"There is no split {part!r}; there are {WORDINGS}.")
+    found = ASK[kind](world, name, None)
+    if not first:
+        return list(found)
+    # In an id all whole numbers are those of wordings.
+    numbers = ((p, [x for x in p.id.split("/") if x.isdecimal()]) for p in found)
+    return [p for p, all in numbers if max(map(int, all)) < int(first)]
 
 
 def mixture(
