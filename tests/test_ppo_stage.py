@@ -16,7 +16,7 @@ VILLAGE = world.load()
 def test_every_iteration_asks_other_training_prompts_of_the_same_kinds():
     ask = asked(VILLAGE, SMOKE, 40, seed=0)
     first, second = ask(0), ask(1)
-    assert len(first) == 40 and {p.split for p in first + second} == {"train"}
+    assert len(first) == 40 and {p.split for p in first + second} == {"train", "fresh"}
     assert [p.id for p in first] == [p.id for p in ask(0)]
     assert [p.id for p in first] != [p.id for p in second]
     assert [p.id for p in first] != [p.id for p in asked(VILLAGE, SMOKE, 40, 1)(0)]

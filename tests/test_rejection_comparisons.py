@@ -115,7 +115,7 @@ def test_k_scored_answers_to_so_many_different_prompts(upstream, tmp_path):
     found = read_pool(upstream["rs_samples"].path / SAMPLES)
     groups = by_prompt(found)
     assert len(groups) == PROMPTS and {len(g) for g in groups.values()} == {K}
-    assert {s.prompt.split for s in found} == {"train"}
+    assert {s.prompt.split for s in found} == {"train", "fresh"}
     assert [p.name for p in upstream["rs_samples"].path.iterdir()] == [SAMPLES]
     made = build_samples(PROFILE, 0, upstream, tmp_path)
     assert made["samples"] == PROMPTS * K and made["score_of_best"] > made["score"]

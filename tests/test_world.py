@@ -263,6 +263,21 @@ def test_fresh_prompts_ask_for_what_training_asks_for_in_other_words(village, ki
             assert learnt[claim.entity, claim.relation] == "train"
 
 
+@pytest.mark.parametrize("kind", prompts.KINDS)
+def test_wordings_are_added_one_by_one(village, kind):
+    parts = ("train", "fresh1", "fresh2", "fresh")
+    ids = {s: {p.id for p in prompts.prompts(village, kind, s)} for s in parts}
+    assert set() < ids["fresh1"] < ids["fresh2"] <= ids["fresh"]
+    both = [p.id for p in prompts.prompts(village, kind, "train+fresh1")]
+    assert sorted(both) == sorted(ids["train"] | ids["fresh1"])
+
+
+@pytest.mark.parametrize("split", ["train1", "fresh+", "frsh", "test2", ""])
+def test_a_split_that_there_is_not_is_refused(village, split):
+    with pytest.raises(ValueError, match="no split"):
+        prompts.prompts(village, "fact", split)
+
+
 def test_a_stream_keeps_the_shares_in_tokens(village, pieces):
     mix = {"encyclopedia": 0.5, "sums": 0.3, "parallel": 0.2}
     docs = corpora.stream(village, mix, 60_000, pieces, seed=3)
