@@ -1,0 +1,96 @@
+"""How long stages take, so that we can say how long the rest will.
+
+data/stage_seconds.json holds what each stage of the course profile took the last
+time that the notebooks were executed; `renew` writes it. Another machine or profile
+is slower or faster: the stages that it has finished say by how much.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from statistics import median
+
+from cria import stages
+from cria.provenance import write_json
+from cria.stage_table import STAGES, Stage
+
+KNOWN_FOR = "course"
+TRUST = 60.0  # seconds of work that the table's own pace weighs
+
+
+def path() -> Path:
+    """Where the seconds are kept."""
+    return stages.ROOT / "data" / "stage_seconds.json"
+
+
+def read() -> dict[str, float]:
+    """Seconds by stage; {} if there is no file, or one that cannot be read."""
+    try:
+        known = json.loads(path().read_text("utf-8"))
+        return {str(name): float(seconds) for name, seconds in known.items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}  # it only guesses times: never a reason to stop
+
+
+def renew(seed: int = 0) -> int:
+    """Write down what the stages in the cache took to build; how many there are."""
+    known = read()
+    for name in STAGES:
+        made = stages.find(name, KNOWN_FOR, seed)
+        if made and not made.provenance["resumed"]:  # that is only the last part
+            known[name] = made.provenance["seconds"]
+    write_json(path(), {name: known[name] for name in STAGES if name in known})
+    return len(known)
+
+
+class Times:
+    """What stages `todo` may still take, given what the first of them took."""
+
+    def __init__(self, todo: list[str], table: Mapping[str, Stage], profile: str):
+        known = read()
+        usual = median(known.values()) if known else 1.0
+        self.expected = {name: known.get(name, usual) for name in todo}
+        self.known = bool(known)
+        self._trust = TRUST if profile == KNOWN_FOR else 0.0
+        self._gone = self._foreseen = 0.0
+        self._after = {name: 0.0 for name in todo}  # the longest chain behind it
+        for name in reversed(todo):
+            for need in set(table[name].needs) & set(todo):
+                self._after[need] = max(self._after[need], self.way(name))
+
+    def way(self, name: str) -> float:
+        """Expected seconds from the beginning of a stage to the end of its chain."""
+        return self.expected[name] + self._after[name]
+
+    def finished(self, name: str, seconds: float) -> None:
+        """A stage took so long here."""
+        if self.expected[name] >= 2:  # less says more of starting up than of speed
+            self._gone += seconds
+            self._foreseen += self.expected[name]
+
+    @property
+    def pace(self) -> float | None:
+        """Seconds that pass here for one of the table's; None: no idea yet."""
+        foreseen = self._foreseen + self._trust
+        return (self._gone + self._trust) / foreseen if foreseen else None
+
+    def left(
+        self, waiting: Iterable[str], running: Mapping[str, float], workers: int
+    ) -> float | None:
+        """Seconds until all is built; running: the stages at work, and since when.
+
+        No less than the longest chain takes, nor than the work does, shared out.
+        """
+        if not self.known or self.pace is None:
+            return None
+        rest = {
+            name: max(self.expected[name] - gone / self.pace, 0.0)
+            for name, gone in running.items()
+        }
+        waiting = list(waiting)
+        work = sum(rest.values()) + sum(self.expected[name] for name in waiting)
+        chains = [rest[name] + self._after[name] for name in rest]
+        chains += [self.way(name) for name in waiting]
+        return self.pace * max([work / workers, *chains], default=0.0)
