@@ -11,9 +11,17 @@ import sys
 from collections.abc import Callable, Sequence
 
 from cria import names
-from cria.cli_course import execute, run
+from cria.cli_course import execute, record, run
 from cria.cli_models import chat, export, plan
-from cria.cli_usage import UsageError, config_of, count, number, understood, whole
+from cria.cli_usage import (
+    UsageError,
+    config_of,
+    count,
+    number,
+    several,
+    understood,
+    whole,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -145,6 +153,10 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
     add("--json", action="store_true", help="one object a measure")
     add("--keep", action="store_true", help="move a run's values into data/results")
     add("--readme", action="store_true", help="renew the README's table")
+    add = command("record", record)
+    add("ids", nargs="*", type=whole, metavar="ID", help="none means all")
+    add("--profile", default="course", help="course, deep or a YAML file")
+    add("--seeds", type=several, default=[*range(5)], help="0-4 or 0,2,5 (0-4)")
     command("clean", clean)
     command("execute", execute, "none means all (for those who write them)")
     command("check", check, "none means all")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cria import names
@@ -43,13 +43,49 @@ def execute(arguments: argparse.Namespace) -> None:
         ticker = watching.Ticker(path.stem)
         seconds = notebooks.execute_in_place(path, notebooks.built(), ticker)
         ticker.close(f"{path.stem} executed in {names.duration(seconds)}")
-    stage_times.renew(seed)
+    stage_times.renew()
+
+
+def record(arguments: argparse.Namespace) -> None:
+    """Run the notebooks of findings with several seeds and keep what they measure."""
+    from cria import findings, notebooks, recorded
+
+    config = config_of(arguments.profile)
+    ids = arguments.ids or recorded.recordable()
+    places = {id: understood(recorded.notebook_of, id) for id in ids}
+    # Other settings, and smoke, are refused here: before hours of training.
+    there = {id: recorded.kept_seeds(id, config) for id in ids}
+    for i, seed in enumerate(arguments.seeds):
+        label = f"Seed {seed} ({i + 1} of {len(arguments.seeds)}), {config.profile}"
+        missing = [id for id in ids if seed not in there[id]]
+        if not missing:
+            print(f"{label}: recorded already.")
+            continue
+        listed = ", ".join(map(str, missing))
+        print(f"{label}: findings {listed}.", flush=True)
+
+        def keep(path: Path, seed=seed, missing=missing) -> None:
+            own = [id for id in missing if places[id] == path]
+            findings.keep(own, config.profile, seed)
+
+        out = notebooks.built().parent / "recorded" / f"{config.profile}-{seed}"
+        paths = sorted({places[id] for id in missing})
+        through(paths, config, arguments.profile, seed, out, keep)
+    print("All recorded. `cria findings --readme` renews the README's table.")
 
 
 def through(
-    paths: Sequence[Path], config: object, profile: str, seed: int, out: Path
+    paths: Sequence[Path],
+    config: object,
+    profile: str,
+    seed: int,
+    out: Path,
+    after: Callable[[Path], object] = lambda path: None,
 ) -> None:
-    """Build what the notebooks need, then run them one after the other into `out`."""
+    """Build what the notebooks need, then run them one after the other into `out`.
+
+    after: called with every notebook when it has run.
+    """
     from cria import notebooks, watching
 
     models(paths, config, seed)
@@ -61,6 +97,7 @@ def through(
         ticker = watching.Ticker(label)
         parameters = {"profile": profile, "seed": seed}
         seconds = notebooks.run(path, out / path.name, parameters, ticker)
+        after(path)
         gone = time.monotonic() - begun
         left = notebooks.remaining(paths[: i + 1], paths[i + 1 :], gone)
         ticker.close(

@@ -151,6 +151,11 @@ def faults(path: Path) -> list[str]:
     return found
 
 
+def stamped(path: Path) -> bool:
+    """Was it executed and stamped, so that `needs` knows the stages it asks for?"""
+    return "stages" in read(path).metadata.get("cria", {})
+
+
 def needs(path: Path) -> list[str]:
     """The stages that it asked for when its outputs were made; [] if never made."""
     stamped = read(path).metadata.get("cria", {}).get("stages", [])

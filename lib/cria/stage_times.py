@@ -1,7 +1,7 @@
 """How long stages take, so that we can say how long the rest will.
 
-data/stage_seconds.json holds what each stage of the course profile took the last
-time that the notebooks were executed; `renew` writes it. Another machine or profile
+data/stage_seconds.json holds what each stage of the course profile takes where the
+notebooks are executed; `cria execute` renews it. Another machine or profile
 is slower or faster: the stages that it has finished say by how much.
 """
 
@@ -12,8 +12,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from statistics import median
 
-from cria import stages
+from cria import config as configs
+from cria import stage_cache, stages
+from cria.fingerprint import plain
 from cria.provenance import write_json
+from cria.stage_build import part_of
 from cria.stage_table import STAGES, Stage
 
 KNOWN_FOR = "course"
@@ -34,13 +37,22 @@ def read() -> dict[str, float]:
         return {}  # it only guesses times: never a reason to stop
 
 
-def renew(seed: int = 0) -> int:
-    """Write down what the stages in the cache took to build; how many there are."""
-    known = read()
-    for name in STAGES:
-        made = stages.find(name, KNOWN_FOR, seed)
-        if made and not made.provenance["resumed"]:  # that is only the last part
-            known[name] = made.provenance["seconds"]
+def renew() -> int:
+    """Write down what the fastest build of each stage took; how many are known.
+
+    The fastest with the settings of today: the others shared the machine.
+    """
+    config, found = configs.load(KNOWN_FOR), {}
+    for file in stages.cache_root().glob(f"*-*/{stage_cache.SEAL}"):
+        made = json.loads(file.read_text("utf-8"))
+        name = made["stage"]
+        # of a build that was interrupted, we know the last part only
+        if name not in STAGES or made["resumed"] or made["profile"] != KNOWN_FOR:
+            continue
+        today = {part: plain(part_of(config, part)) for part in STAGES[name].sections}
+        if made["config"] == today:
+            found.setdefault(name, []).append(made["seconds"])
+    known = read() | {name: min(seconds) for name, seconds in found.items()}
     write_json(path(), {name: known[name] for name in STAGES if name in known})
     return len(known)
 
