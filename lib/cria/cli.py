@@ -8,13 +8,20 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from cria import names
+from cria.cli_course import execute, record, run
 from cria.cli_models import chat, export, plan
-from cria.cli_usage import UsageError, config_of, count, near, number, understood, whole
+from cria.cli_usage import (
+    UsageError,
+    config_of,
+    count,
+    number,
+    several,
+    understood,
+    whole,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,40 +43,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"cria: {error}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
-
-
-def run(arguments: argparse.Namespace) -> None:
-    """Run notebooks in order through papermill, then print the scoreboard."""
-    from cria import findings, notebooks, scoreboard, watching
-
-    config = config_of(arguments.profile)
-    paths = understood(notebooks.find, arguments.notebooks)
-    if not paths:
-        raise FileNotFoundError(f"there are no notebooks in {notebooks.folder()}.")
-    out = Path(arguments.out) if arguments.out else notebooks.built()
-    # The notebook runs in its own folder: a settings file must be found from there.
-    profile = arguments.profile
-    profile = str(Path(profile).resolve()) if Path(profile).is_file() else profile
-    parameters = {"profile": profile, "seed": arguments.seed}
-    print(
-        f"Running {count(len(paths), 'notebook')}, profile {config.profile}, "
-        f"seed {arguments.seed}; the executed copies go to {near(out)}."
-    )
-    begun = time.monotonic()
-    for i, path in enumerate(paths):
-        label = f"[{i + 1}/{len(paths)}] {path.stem}"
-        ticker = watching.Ticker(label)
-        seconds = notebooks.run(path, out / path.name, parameters, ticker)
-        gone = time.monotonic() - begun
-        left = notebooks.remaining(paths[: i + 1], paths[i + 1 :], gone)
-        ticker.close(
-            f"{label} done in {names.duration(seconds)}"
-            + (f", about {names.duration(left)} left" if left else "")
-        )
-    print(f"All done in {names.duration(time.monotonic() - begun)}.\n")
-    print("The paper says, and we saw:\n")
-    rows = findings.table(profile=config.profile, seed=arguments.seed)
-    print(scoreboard.text(rows, measured_only=True))
 
 
 def show_findings(arguments: argparse.Namespace) -> None:
@@ -104,16 +77,6 @@ def clean(arguments: argparse.Namespace) -> int:
     for name in busy:
         print(f"{name} is being built just now and was left alone.")
     return 1 if busy else 0
-
-
-def execute(arguments: argparse.Namespace) -> None:
-    """Run notebooks in the course profile and save them in place, stamped."""
-    from cria import notebooks, watching
-
-    for path in understood(notebooks.find, arguments.notebooks):
-        ticker = watching.Ticker(path.stem)
-        seconds = notebooks.execute_in_place(path, notebooks.built(), ticker)
-        ticker.close(f"{path.stem} executed in {names.duration(seconds)}")
 
 
 def check(arguments: argparse.Namespace) -> int:
@@ -190,6 +153,10 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
     add("--json", action="store_true", help="one object a measure")
     add("--keep", action="store_true", help="move a run's values into data/results")
     add("--readme", action="store_true", help="renew the README's table")
+    add = command("record", record)
+    add("ids", nargs="*", type=whole, metavar="ID", help="none means all")
+    add("--profile", default="course", help="course, deep or a YAML file")
+    add("--seeds", type=several, default=[*range(5)], help="0-4 or 0,2,5 (0-4)")
     command("clean", clean)
     command("execute", execute, "none means all (for those who write them)")
     command("check", check, "none means all")

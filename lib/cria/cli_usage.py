@@ -34,6 +34,21 @@ def whole(text: str) -> int:
     return int(text)
 
 
+def several(text: str) -> list[int]:
+    """For argparse: "0-4", "3" or "0,2,5-7", as whole numbers, each once."""
+    found: set[int] = set()
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        try:
+            begin, end = whole(first), whole(last) if dash else whole(first)
+        except argparse.ArgumentTypeError:
+            begin, end = 1, 0
+        if end < begin:
+            raise argparse.ArgumentTypeError(f"{text} is not like 0-4 or 0,2,5")
+        found.update(range(begin, end + 1))
+    return sorted(found)
+
+
 def number(text: str) -> float:
     """For argparse: any number."""
     try:

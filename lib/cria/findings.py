@@ -16,9 +16,17 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from cria import claims, fingerprint, names, scoreboard, stage_cache, stages
+from cria import (
+    claims,
+    fingerprint,
+    names,
+    recorded,
+    scoreboard,
+    stage_cache,
+    stages,
+)
 from cria import config as configs
-from cria.claims import SMOKE, Claim, Row, Run, Seen
+from cria.claims import SMOKE, Row, Run, Seen
 from cria.intervals import t_interval
 from cria.provenance import machine, now, versions, write_json, write_text
 
@@ -33,7 +41,7 @@ def record(
     is not finite counts as not measured.
     Raises ValueError for an unknown claim or measure, naming the nearest.
     """
-    claim = _claim(id)
+    claim = recorded.claim(id)
     known = [measure.name for measure in claim.measures]
     for name in values:
         if name not in known:
@@ -64,17 +72,15 @@ def keep(ids: Iterable[int] | None, profile: str, seed: int) -> list[int]:
     """Move a run's values into data/results/ as one recorded seed; the ids kept.
 
     A seed that is already there is replaced. Seeds of different settings are never
-    averaged: ValueError then says which file to delete to begin anew.
+    averaged (`cria.settings_read` says which of them count): ValueError then says
+    which file to delete to begin anew.
     """
-    if profile == SMOKE:
-        raise ValueError(
-            "the smoke profile's numbers mean nothing: record another one."
-        )
+    recorded.no_smoke(profile)
     ledger = _read_ledger(ledger_path())
     run = ledger["runs"].get(f"{profile}/{seed}", {})
     wanted = [int(key) for key in run] if ids is None else list(ids)
     for id in wanted:
-        claim, entry = _claim(id), run.get(str(id))
+        claim, entry = recorded.claim(id), run.get(str(id))
         missing = [m.name for m in claim.measures if _value(entry, m.name) is None]
         if missing:
             raise ValueError(
@@ -82,13 +88,9 @@ def keep(ids: Iterable[int] | None, profile: str, seed: int) -> list[int]:
                 f"notebook {claim.notebook} with that profile and seed first."
             )
     for id in wanted:
-        entry, path = run[str(id)], results_path(id)
+        entry, path = run[str(id)], recorded.path_of(id)
         settings = ledger["configs"][entry["config"]]
-        kept = _read_results(id)
-        if kept and fingerprint.of_value(kept["config"])[:16] != entry["config"]:
-            raise ValueError(
-                f"{path.name} holds seeds with other settings: delete it to begin anew."
-            )
+        kept = recorded.same_settings(id, settings)
         row = {
             "seed": seed,
             "values": entry["values"],
@@ -115,7 +117,7 @@ def table(
     runs = _read_ledger(ledger_path())["runs"]
     rows = []
     for id in claims.read() if ids is None else ids:
-        claim, kept = _claim(id), _read_results(id)
+        claim, kept = recorded.claim(id), recorded.results(id)
         run, entry = _latest(runs, id, profile, seed)
         seen = []
         for measure in claim.measures:
@@ -167,18 +169,6 @@ def ledger_path() -> Path:
     return folder / "findings.json"
 
 
-def results_path(id: int) -> Path:
-    """Where a claim's recorded seeds are."""
-    return stages.ROOT / "data" / "results" / f"finding_{id:02d}.json"
-
-
-def _claim(id: int) -> Claim:
-    known = claims.read()
-    if id not in known:
-        raise ValueError(f"there is no finding {id}: they go from 1 to {max(known)}.")
-    return known[id]
-
-
 def _read_ledger(path: Path) -> dict:
     if not path.exists():
         return {"configs": {}, "runs": {}}
@@ -188,19 +178,6 @@ def _read_ledger(path: Path) -> dict:
     except (ValueError, KeyError, TypeError):
         raise ValueError(
             f"{path.name} is damaged: delete it and run the notebooks again."
-        ) from None
-
-
-def _read_results(id: int) -> dict | None:
-    path = results_path(id)
-    if not path.exists():
-        return None
-    try:
-        kept = json.loads(path.read_text("utf-8"))
-        return {key: kept[key] for key in ("profile", "config", "rows")}
-    except (ValueError, KeyError, TypeError):
-        raise ValueError(
-            f"data/results/{path.name} is damaged: bring it back from git."
         ) from None
 
 

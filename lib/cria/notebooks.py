@@ -15,7 +15,7 @@ from pathlib import Path
 
 import nbformat
 
-from cria import __version__, fingerprint, names, stages
+from cria import __version__, asked, fingerprint, names, stages
 from cria.watching import Progress, watching
 
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
@@ -114,11 +114,16 @@ def execute_in_place(
             raise ValueError(
                 f"the parameters cell of {path.stem} must say {name} = {value!r}."
             )
-    seconds = run(path, scratch / path.name, {}, watch)
+    scratch.mkdir(parents=True, exist_ok=True)
+    wanted = scratch / f".{path.stem}.asked"
+    wanted.unlink(missing_ok=True)
+    with asked.noting(wanted):
+        seconds = run(path, scratch / path.name, {}, watch)
     notebook = _cleaned(read(scratch / path.name))
     notebook.metadata["cria"] = {
         **DEFAULTS,
         "seconds": round(seconds),
+        "stages": asked.read(wanted),
         "version": __version__,
         "code": code_digest(notebook),
         "outputs": outputs_digest(notebook),
@@ -144,6 +149,17 @@ def faults(path: Path) -> list[str]:
     if any(stamp.get(name) != value for name, value in DEFAULTS.items()):
         found.append(f"{path.stem} was not executed in the course profile: {again}.")
     return found
+
+
+def stamped(path: Path) -> bool:
+    """Was it executed and stamped, so that `needs` knows the stages it asks for?"""
+    return "stages" in read(path).metadata.get("cria", {})
+
+
+def needs(path: Path) -> list[str]:
+    """The stages that it asked for when its outputs were made; [] if never made."""
+    stamped = read(path).metadata.get("cria", {}).get("stages", [])
+    return [name for name in stamped if name in stages.STAGES]
 
 
 def expected_seconds(path: Path) -> float | None:

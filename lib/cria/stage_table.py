@@ -70,6 +70,36 @@ STAGES: dict[str, Stage] = {
         data=WORLD,
         speaks=True,
     ),
+    "pretrain_mixes": Stage(
+        "cria.pretrain_comparisons:build_mixes",
+        needs=("tokenizer",),
+        sections=(
+            "model",
+            "pretrain",
+            "comparisons.mix_steps",
+            "comparisons.mix_plain",
+        ),
+        data=WORLD,
+    ),
+    "pretrain_sizes": Stage(
+        "cria.pretrain_comparisons:build_sizes",
+        sections=(
+            "scaling",
+            "tokenizer.real_documents",
+            "tokenizer.real_vocab_size",
+        ),
+    ),
+    "sft_questions": Stage(
+        "cria.sft_questions:build",
+        needs=("tokenizer", "base"),
+        sections=(
+            "sft",
+            "comparisons.few_demonstrations",
+            "comparisons.many_demonstrations",
+            "evaluate.prompts",
+        ),
+        data=WORLD,
+    ),
     "sft_a": Stage(
         "cria.sft:build",
         needs=("tokenizer", "base"),

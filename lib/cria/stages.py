@@ -14,13 +14,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cria import asked, fingerprint, names, stage_build, stage_cache
 from cria import config as configs
-from cria import fingerprint, names, stage_build, stage_cache
 from cria.stage_table import NOT_WORLD, SETTINGS, STAGES, Stage
 
 if TYPE_CHECKING:  # torch takes seconds to import: only those who need it wait
@@ -78,7 +78,8 @@ def get(
     Raises ValueError for an unknown stage, naming the nearest one.
     """
     config, root = _config(config), cache_root(cache)
-    keys = _keys(name, config, seed, table)
+    keys = _keys((name,), config, seed, table)
+    asked.note(name)
     made: dict[str, Artifact] = {}  # so that a stage needed twice is told of once
     return _get(name, config, seed, root, table, say, keys, made)
 
@@ -126,13 +127,55 @@ def key(
     table: Mapping[str, Stage] = STAGES,
 ) -> str:
     """16 hex digits that change whenever the stage's result could."""
-    return _keys(name, config, seed, table)[name]
+    return _keys((name,), config, seed, table)[name]
+
+
+def missing(
+    wanted: Iterable[str],
+    config: object = None,
+    seed: int = 0,
+    cache: str | Path | None = None,
+    *,
+    table: Mapping[str, Stage] = STAGES,
+) -> list[str]:
+    """What `get` would have to build for these stages, in an order that works."""
+    config, root, wanted = _config(config), cache_root(cache), list(wanted)
+    keys = _keys(wanted, config, seed, table)
+    absent: dict[str, bool] = {}
+
+    def visit(name: str) -> None:
+        if name in absent:
+            return
+        absent[name] = _load(name, root / f"{name}-{keys[name]}") is None
+        if absent[name]:  # a whole one needs its upstream no more
+            for need in table[name].needs:
+                visit(need)
+            order.append(name)
+
+    order: list[str] = []
+    for name in wanted:
+        visit(name)
+    return order
+
+
+def upstream(wanted: Iterable[str], *, table: Mapping[str, Stage] = STAGES) -> set[str]:
+    """These stages and all that they are made from."""
+    found: set[str] = set()
+    waiting = list(wanted)
+    while waiting:
+        name = waiting.pop()
+        if name not in table:
+            raise ValueError(names.unknown("stage", name, table))
+        if name not in found:
+            found.add(name)
+            waiting += table[name].needs
+    return found
 
 
 def _keys(
-    name: str, config: object, seed: int, table: Mapping[str, Stage]
+    wanted: Iterable[str], config: object, seed: int, table: Mapping[str, Stage]
 ) -> dict[str, str]:
-    """The keys of a stage and of all that it needs, each worked out once."""
+    """The keys of stages and of all that they need, each worked out once."""
     keys: dict[str, str] = {}
 
     def visit(name: str) -> str:
@@ -156,7 +199,8 @@ def _keys(
             keys[name] = fingerprint.of_value(parts)[:16]
         return keys[name]
 
-    visit(name)
+    for name in wanted:
+        visit(name)
     return keys
 
 

@@ -105,7 +105,12 @@ def speaker(
             way,
         )
     name = stage_or_path or newest(config, seed)
-    made = stages.get(name, config, seed, say=say)
+    # The newest depends on what lies there: to find it is not to ask for it.
+    made = None if stage_or_path else stages.find(name, config, seed)
+    if made:
+        say(f"{name}: from cache")
+    else:
+        made = stages.get(name, config, seed, say=say)
     return Speaker(
         name,
         made.model(),

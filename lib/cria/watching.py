@@ -52,14 +52,16 @@ class Ticker:
 
     def __call__(self, progress: Progress) -> None:
         """Show where the notebook is."""
+        gone = duration(time.monotonic() - self._start)
+        self.say(f"cell {progress.cell}/{progress.cells}, {gone}  {progress.line}")
+
+    def say(self, line: str) -> None:
+        """Show the line, or leave it out if the last one was not long ago."""
         now = time.monotonic()
         if not self._live and now - self._last < self._every:
             return
         self._last = now
-        line = (
-            f"{self._label} cell {progress.cell}/{progress.cells}, "
-            f"{duration(now - self._start)}  {progress.line}"
-        )
+        line = f"{self._label} {line}"
         if self._live:
             width = shutil.get_terminal_size().columns - 1
             self._stream.write("\r\x1b[K" + line[:width])
@@ -67,10 +69,13 @@ class Ticker:
             self._stream.write(line + "\n")
         self._stream.flush()
 
-    def close(self, line: str) -> None:
+    def stay(self, line: str) -> None:
         """Replace the running line by one that stays."""
         self._stream.write(("\r\x1b[K" if self._live else "") + line + "\n")
         self._stream.flush()
+        self._last = time.monotonic()
+
+    close = stay
 
 
 class _Listener(logging.Handler):

@@ -10,7 +10,7 @@ from pathlib import Path
 import papermill
 import pytest
 
-from cria import claims, notebooks, stages
+from cria import asked, claims, notebooks, stages
 
 ROOT = Path(__file__).resolve().parents[2]
 PATHS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
@@ -47,10 +47,17 @@ def test_runs_alone_from_an_empty_cache(path, tmp_path, monkeypatch):
     lib = os.pathsep.join([str(ROOT / "lib"), os.environ.get("PYTHONPATH", "")])
     monkeypatch.setenv("PYTHONPATH", lib)
     out = tmp_path / path.name
-    notebooks.run(path, out, {"profile": "smoke", "seed": 1})
+    with asked.noting(tmp_path / "asked"):
+        notebooks.run(path, out, {"profile": "smoke", "seed": 1})
     for cell in code_cells(out):
         assert cell.execution_count or not cell.source.strip()
         assert not [o for o in cell.outputs if o.output_type == "error"]
+
+    # Its stamp lists the stages that it asks for, so that they can be built ahead.
+    wanted, stamped = asked.read(tmp_path / "asked"), notebooks.needs(path)
+    assert stages.upstream(stamped) == stages.upstream(wanted), (
+        f"run `cria execute {path.stem}`"
+    )
 
     # It measures, by name, all that the ledger expects of it, with its parameters.
     ledger = tmp_path / "cache" / "findings.json"

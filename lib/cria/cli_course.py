@@ -1,0 +1,135 @@
+"""The commands that run notebooks: `cria run`, `cria record`, `cria execute`."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from cria import names
+from cria.cli_usage import config_of, count, near, understood
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Run notebooks in order through papermill, then print the scoreboard."""
+    from cria import findings, notebooks, scoreboard
+
+    config = config_of(arguments.profile)
+    paths = understood(notebooks.find, arguments.notebooks)
+    if not paths:
+        raise FileNotFoundError(f"there are no notebooks in {notebooks.folder()}.")
+    out = Path(arguments.out) if arguments.out else notebooks.built()
+    print(
+        f"Running {count(len(paths), 'notebook')}, profile {config.profile}, "
+        f"seed {arguments.seed}; the executed copies go to {near(out)}."
+    )
+    begun = time.monotonic()
+    through(paths, config, arguments.profile, arguments.seed, out)
+    print(f"All done in {names.duration(time.monotonic() - begun)}.\n")
+    print("The paper says, and we saw:\n")
+    rows = findings.table(profile=config.profile, seed=arguments.seed)
+    print(scoreboard.text(rows, measured_only=True))
+
+
+def execute(arguments: argparse.Namespace) -> None:
+    """Run notebooks in the course profile and save them in place, stamped."""
+    from cria import config, notebooks, stage_times, watching
+
+    paths = understood(notebooks.find, arguments.notebooks)
+    profile, seed = notebooks.DEFAULTS["profile"], notebooks.DEFAULTS["seed"]
+    models(paths, config.load(profile), seed)
+    for path in paths:
+        ticker = watching.Ticker(path.stem)
+        seconds = notebooks.execute_in_place(path, notebooks.built(), ticker)
+        ticker.close(f"{path.stem} executed in {names.duration(seconds)}")
+    stage_times.renew()
+
+
+def record(arguments: argparse.Namespace) -> None:
+    """Run the notebooks of findings with several seeds and keep what they measure."""
+    from cria import findings, notebooks, recorded
+
+    config = config_of(arguments.profile)
+    ids = arguments.ids or recorded.recordable()
+    places = {id: understood(recorded.notebook_of, id) for id in ids}
+    # Other settings, and smoke, are refused here: before hours of training.
+    there = {id: recorded.kept_seeds(id, config) for id in ids}
+    for i, seed in enumerate(arguments.seeds):
+        label = f"Seed {seed} ({i + 1} of {len(arguments.seeds)}), {config.profile}"
+        missing = [id for id in ids if seed not in there[id]]
+        if not missing:
+            print(f"{label}: recorded already.")
+            continue
+        listed = ", ".join(map(str, missing))
+        print(f"{label}: findings {listed}.", flush=True)
+
+        def keep(path: Path, seed=seed, missing=missing) -> None:
+            own = [id for id in missing if places[id] == path]
+            findings.keep(own, config.profile, seed)
+
+        out = notebooks.built().parent / "recorded" / f"{config.profile}-{seed}"
+        paths = sorted({places[id] for id in missing})
+        through(paths, config, arguments.profile, seed, out, keep)
+    print("All recorded. `cria findings --readme` renews the README's table.")
+
+
+def through(
+    paths: Sequence[Path],
+    config: object,
+    profile: str,
+    seed: int,
+    out: Path,
+    after: Callable[[Path], object] = lambda path: None,
+) -> None:
+    """Build what the notebooks need, then run them one after the other into `out`.
+
+    after: called with every notebook when it has run.
+    """
+    from cria import notebooks, watching
+
+    models(paths, config, seed)
+    # The notebook runs in its own folder: a settings file must be found from there.
+    profile = str(Path(profile).resolve()) if Path(profile).is_file() else profile
+    begun = time.monotonic()
+    for i, path in enumerate(paths):
+        label = f"[{i + 1}/{len(paths)}] {path.stem}"
+        ticker = watching.Ticker(label)
+        parameters = {"profile": profile, "seed": seed}
+        seconds = notebooks.run(path, out / path.name, parameters, ticker)
+        after(path)
+        gone = time.monotonic() - begun
+        left = notebooks.remaining(paths[: i + 1], paths[i + 1 :], gone)
+        ticker.close(
+            f"{label} done in {names.duration(seconds)}"
+            + (f", about {names.duration(left)} left" if left else "")
+        )
+
+
+def models(paths: Sequence[Path], config: object, seed: int) -> None:
+    """Build the stages that the notebooks will ask for, and say how far we are."""
+    from cria import ahead, notebooks, watching
+
+    wanted = dict.fromkeys(name for path in paths for name in notebooks.needs(path))
+    after = sum(notebooks.expected_seconds(path) or 0 for path in paths)
+    ticker = watching.Ticker("models")
+    begun = time.monotonic()
+
+    def told(state: ahead.State) -> None:
+        if state.built:
+            name, seconds = state.built
+            done = f"[{state.done}/{state.total}] built {name}"
+            ticker.stay(f"{done} in {names.duration(seconds)}{left(state)}")
+        else:
+            at_work = ", ".join(state.running)
+            ticker.say(f"building {at_work}{left(state)}  {state.line}")
+
+    def left(state: ahead.State) -> str:
+        if state.left is None:
+            return ""
+        seconds = state.left + after * (state.pace or 1.0)
+        return f", about {names.duration(seconds)} left with the notebooks"
+
+    if built := ahead.build(wanted, config, seed, watch=told):
+        gone = names.duration(time.monotonic() - begun)
+        ticker.close(f"{count(len(built), 'stage')} built in {gone}.")

@@ -1,0 +1,92 @@
+"""The recorded seeds: a file a finding in data/results/, one row a seed.
+
+Seeds are averaged only if they have the same settings, as far as these count.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from cria import claims, fingerprint, notebooks, settings_read, stages
+from cria import config as configs
+from cria.claims import SMOKE, Claim
+
+
+def kept_seeds(id: int, config: configs.Config) -> list[int]:
+    """The seeds recorded with these settings.
+
+    Raises ValueError if those recorded have other ones, and for the smoke profile.
+    """
+    no_smoke(config.profile)
+    claim(id)
+    kept = same_settings(id, fingerprint.plain(configs.to_dict(config)))
+    return [row["seed"] for row in kept["rows"]] if kept else []
+
+
+def recordable() -> list[int]:
+    """The findings whose notebooks are there."""
+    known = {path.stem for path in notebooks.find([])}
+    return [id for id, claim in claims.read().items() if claim.notebook in known]
+
+
+def notebook_of(id: int) -> Path:
+    """The notebook that measures a finding. Raises ValueError if it is not there."""
+    name = claim(id).notebook
+    path = notebooks.folder() / f"{name}.ipynb"
+    if not path.is_file():
+        raise ValueError(
+            f"finding {id} is measured in the notebook {name}, which is not "
+            "there: record others, or write it."
+        )
+    return path
+
+
+def claim(id: int) -> Claim:
+    """A claim by its number. ValueError for an unknown one."""
+    known = claims.read()
+    if id not in known:
+        raise ValueError(f"there is no finding {id}: they go from 1 to {max(known)}.")
+    return known[id]
+
+
+def path_of(id: int) -> Path:
+    """Where a claim's recorded seeds are."""
+    return stages.ROOT / "data" / "results" / f"finding_{id:02d}.json"
+
+
+def results(id: int) -> dict | None:
+    """What was recorded of a finding; None if nothing was."""
+    path = path_of(id)
+    if not path.exists():
+        return None
+    try:
+        kept = json.loads(path.read_text("utf-8"))
+        return {key: kept[key] for key in ("profile", "config", "rows")}
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(
+            f"data/results/{path.name} is damaged: bring it back from git."
+        ) from None
+
+
+def no_smoke(profile: str) -> None:
+    """ValueError for the profile whose numbers mean nothing."""
+    if profile == SMOKE:
+        raise ValueError(
+            "the smoke profile's numbers mean nothing: record another one."
+        )
+
+
+def same_settings(id: int, settings: dict) -> dict | None:
+    """The recorded seeds, which must have the same settings, as far as they count."""
+    kept = results(id)
+    if kept is None:
+        return None
+    notebook = notebooks.folder() / f"{claim(id).notebook}.ipynb"
+    parts = settings_read.parts(notebook)
+    if other := settings_read.differing(kept["config"], settings, parts):
+        raise ValueError(
+            f"{path_of(id).name} holds seeds with other settings ("
+            f"{', '.join(other)}): delete it to begin anew."
+        )
+    return kept
