@@ -184,7 +184,9 @@ def test_training_learns_the_last_answer(vocabulary):
     settings = config.load(
         "smoke", **{"ghost.epochs": 20, "ghost.optim.lr": 5e-3}
     ).ghost
-    rows = ghost.train_ghost(model, [document] * 4, settings, seed=0, progress=False)
+    rows = ghost.train_ghost(
+        model, model, [document] * 4, [], settings, seed=0, progress=False
+    )
     assert rows[-1]["loss"] < 0.8 * rows[0]["loss"]
 
 

@@ -2,6 +2,7 @@
 
 from random import Random
 
+import pandas as pd
 import pytest
 import torch
 
@@ -12,6 +13,7 @@ from cria.ghost_dialogues import Talk
 from cria.ghost_evaluate import by_turn
 from cria.ghost_evaluate import held_out_plans as planned_for
 from cria.ghost_lists import held_out_lists, value_lists
+from cria.judged import COLUMNS, gain
 from cria.model import Llama
 from cria.world.annotators import demonstrate
 from cria.world.instructions import KINDS, instruct
@@ -158,6 +160,31 @@ def test_bins_hold_the_largest_weight_of_the_network():
     assert small.shape == (3, 3)
     assert small[2, 1] == pytest.approx(0.6) and small[0, 0] == pytest.approx(0.2)
     assert float(small.sum()) == pytest.approx(0.8)
+
+
+def test_the_price_is_read_back_prompt_by_prompt(monkeypatch, tmp_path):
+    """Planted scores: the second model is worse by a tenth, the third as good."""
+    asked = [("fact", "Who?"), ("sum", "1 and 1?"), ("harm", "Poison?")]
+
+    def table(less):
+        kinds, prompts = zip(*asked, strict=True)
+        scores = [0.8 - less, 0.6 - less, 0.1]
+        columns = dict.fromkeys(COLUMNS, [0.0] * 3) | {"safety": [1.0] * 3}
+        given = {"kind": kinds, "prompt": prompts, "helpfulness": scores}
+        return pd.DataFrame(columns | given)
+
+    planted = {"GAtt": table(0.0), "before": table(0.0), "no GAtt": table(0.1)}
+    monkeypatch.setattr(ghost_evaluate.side_by_side, "run", lambda *_: planted)
+    monkeypatch.setattr(ghost_evaluate, "_folder", lambda stage: stage)
+    upstream = dict.fromkeys(("v4", "ghost_base", "ghost"))
+    found = ghost_evaluate.build_price(SMOKE, 0, upstream, tmp_path, start="v4")
+    assert list(found) == ["before", "no GAtt", "GAtt"]
+    assert found["before"]["helpfulness"] == pytest.approx(0.7)
+    assert found["no GAtt"]["helpfulness, sum"] == pytest.approx(0.5)
+    tables = ghost_evaluate.read_price(tmp_path)
+    paid = gain(tables["no GAtt"], tables["before"], "helpfulness")
+    assert paid.mean == pytest.approx(-0.1)
+    assert gain(tables["GAtt"], tables["before"], "safety").mean == 0
 
 
 def test_the_newest_chat_model_is_one_that_talks(monkeypatch):

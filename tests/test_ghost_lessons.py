@@ -16,7 +16,6 @@ from cria.ghost_lessons import dialogues, drills, obedient, wishes_for, words
 from cria.ghost_lists import held_out_lists, value_lists
 from cria.model import Llama
 from cria.reward import RewardModel
-from cria.selection import Sample, write_pool
 from cria.world.annotators import demonstrate
 from cria.world.instructions import Instruction, instruct, obeys
 from cria.world.judge import judge
@@ -102,21 +101,18 @@ def chain(tmp_path_factory, vocabulary, village):
     model = Llama(SMOKE.model, seed=0)
     checkpoints.save(model, start / "model", vocabulary)
     reward.save(RewardModel(model, seed=1), start / "rm_helpfulness", vocabulary)
-    asked = mixture(village, "train", 20, KINDS, 0)
-    ids = (*vocabulary.encode("I see a cat."), vocabulary.eos_id)
-    write_pool([Sample(p, ids, 1, 0.0) for p in asked], start / "pool.json")
     made = {"v4": artifact(start)}
     for name in ("ghost_base", "ghost_dialogues", "ghost"):
         out = root / name
         out.mkdir()
         if name == "ghost_base":
-            ghost_base.build(SMOKE, 0, made, out, start="v4", pool="v4")
+            ghost_base.build(SMOKE, 0, made, out, start="v4", rm_of="v4")
         elif name == "ghost_dialogues":
             ghost_stage.build_dialogues(SMOKE, 0, made, out, best=True)
         else:
             ghost_stage.build(
                 SMOKE, 0, made, out, dialogues_of="ghost_dialogues", loss="last",
-                pool="v4",
+                start="v4",
             )  # fmt: skip
         made[name] = artifact(out)
     return made

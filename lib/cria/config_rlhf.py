@@ -197,9 +197,12 @@ class GhostConfig:
     rm_pairs: int  # comparisons that show a reward model what obeying is
     teach_seq_len: int  # of the rows of what is short
     teach_optim: OptimConfig
-    # Ours, mixed in, so that nothing else is lost.
-    replay: int  # best answers of earlier rounds
-    texts: int  # tokens of pre-training texts
+    # Ours: what the model is held to, so that nothing else is lost.
+    keep: float  # weight of staying close to the model as it was, on …
+    kept_rows: int  # … so many short rows a step, of …
+    own_answers: int  # … so many of its own answers, without an instruction, …
+    own_kinds: dict[str, float]  # … to these kinds of question, and …
+    texts: int  # … so many tokens of pre-training texts
     text_mix: dict[str, float]  # source: share of those texts
     test_turns: tuple[int, ...]
     test_dialogues: int  # of each kind of instruction
@@ -212,11 +215,13 @@ class GhostConfig:
 
     def __post_init__(self) -> None:
         positive(self, "dialogues", "max_turns", "samples", "temperature")
-        positive(self, "batch_size", "seq_len", "teach_seq_len", "epochs")
+        positive(self, "batch_size", "kept_rows", "seq_len", "teach_seq_len", "epochs")
         positive(self, "test_dialogues", "test_prompts")
         not_negative(self, "single_turns", "told_dialogues", "plain_dialogues")
-        not_negative(self, "drills", "rm_pairs", "list_samples", "texts", "replay")
+        not_negative(self, "drills", "rm_pairs", "list_samples")
+        not_negative(self, "keep", "own_answers", "texts")
         fraction(self, "short_share", "combine_share")
+        shares(self, "own_kinds")
         shares(self, "text_mix")
         need(self.max_turns > 1, "max_turns", "{key} must be at least 2")
         steps = self.dialogues * self.epochs / self.batch_size

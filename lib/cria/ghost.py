@@ -19,9 +19,9 @@ from random import Random
 from cria import packing
 from cria.chat import Messages, encode_dialog, prompt_ids
 from cria.config import GhostConfig
+from cria.ghost_memory import train_keeping
 from cria.model import Llama
 from cria.packing import Document
-from cria.sft import train_sft
 from cria.tokenizer import TAGS, Tokenizer
 from cria.world.instructions import KINDS, Instruction
 
@@ -117,9 +117,12 @@ def every_answer(
 
 def train_ghost(
     model: Llama,
+    teacher: Llama,
     documents: Sequence[Document],
+    kept: Sequence[Document],
     config: GhostConfig,
     *,
+    epochs: float | None = None,
     seed: int,
     out: Path | None = None,
     label: str = "Ghost Attention",
@@ -127,13 +130,26 @@ def train_ghost(
 ) -> list[dict]:
     """Fine-tune ``model`` in place as in SFT; the metrics.
 
+    teacher, kept: the model as it was before all this, and the documents on which
+    ours is held to it (`cria.ghost_memory`); it may be empty.  epochs: other than
+    the config's.
+
     Several dialogues share a row, each blind to the others: every turn begins with
     BOS, and a neighbour would look like a dialogue that goes on without its
     instruction.
     """
-    rows = packing.pack(documents, config.seq_len)
-    return train_sft(
-        model, rows, config, seed=seed, out=out, label=label, progress=progress
+    return train_keeping(
+        model,
+        teacher,
+        packing.pack(documents, config.seq_len),
+        kept,
+        config,
+        config.optim,
+        config.epochs if epochs is None else epochs,
+        seed=seed,
+        out=out,
+        label=label,
+        progress=progress,
     )
 
 

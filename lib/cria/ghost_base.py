@@ -1,9 +1,9 @@
 """Stage `ghost_base`: the newest chat model learns to obey when it is told (ours).
 
 It lists figures and hobbies first (`cria.ghost_lists`), then reads the lessons of
-`cria.ghost_lessons`. Its reward model has never seen an instruction either, and would
-prefer the answers that it knows: it learns from fresh comparisons, as after every
-round of rejection sampling.
+`cria.ghost_lessons`, held to what it was (`cria.ghost_memory`). Its reward model has
+never seen an instruction either, and would prefer the answers that it knows: it
+learns from fresh comparisons, as after every round of rejection sampling.
 """
 
 from __future__ import annotations
@@ -16,16 +16,15 @@ from random import Random
 from cria import checkpoints, packing, preferences, reward, world
 from cria.config import GhostConfig, PreferencesConfig, RewardConfig
 from cria.ghost import Lists, train_ghost
-from cria.ghost_lessons import beside, dialogues, wishes_for
+from cria.ghost_lessons import dialogues, short_lessons, wishes_for
 from cria.ghost_lists import listed, value_lists, worth_keeping
+from cria.ghost_memory import memory, train_keeping
 from cria.model import Llama
 from cria.preferences import Comparison
 from cria.provenance import write_json
 from cria.reward import RewardModel
 from cria.reward_data import encode
 from cria.reward_training import go_on
-from cria.selection import read_pool
-from cria.sft import train_sft
 from cria.tokenizer import TAGS, Tokenizer
 from cria.world import World
 from cria.world.annotators import grade
@@ -35,14 +34,14 @@ from cria.world.prompts import mixture
 
 __all__ = ["build", "compare_obedience", "teach"]
 
-LONG_SHARE = 0.33  # of what is read beside, in the part with the long dialogues
+LONG_SHARE = 0.33  # of what is short, over again in the part with the long dialogues
 
 
 def teach(
     model: Llama,
+    teacher: Llama,
     vocabulary: Tokenizer,
     village: World,
-    pool: Sequence,
     lists: Lists,
     c: GhostConfig,
     kinds: Mapping[str, float],
@@ -53,27 +52,36 @@ def teach(
     """Train ``model`` in place on what is short, then on what is long; both metrics.
 
     Copying asks for many steps, long dialogues for long rows: hence two parts.
+    teacher: the model as it was, which it is held to all the time.
     """
-    given = (vocabulary, village, pool, lists, c, kinds)
-    short = packing.pack(beside(*given, 1.0, 10 * seed), c.teach_seq_len)
-    first = train_sft(
+    given = (vocabulary, village)
+    kept = memory(teacher, *given, c, seed=10 * seed)
+    first = train_keeping(
         model,
-        short,
-        replace(c, optim=c.teach_optim, epochs=1),
+        teacher,
+        packing.pack(
+            short_lessons(*given, lists, c, kinds, 1.0, 10 * seed), c.teach_seq_len
+        ),
+        kept,
+        c,
+        c.teach_optim,
+        1,
         seed=seed,
         out=out and out / "training-short",
         label="single turns",
     )
-    given = (vocabulary, village)
     long = [
         *dialogues(*given, lists, c, c.told_dialogues, 10 * seed + 1),
         *dialogues(*given, None, c, c.plain_dialogues, 10 * seed + 2),
-        *beside(*given, pool, lists, c, kinds, LONG_SHARE, 10 * seed + 3),
+        *short_lessons(*given, lists, c, kinds, LONG_SHARE, 10 * seed + 3),
     ]
     second = train_ghost(
         model,
+        teacher,
         long,
-        replace(c, epochs=1),
+        kept,
+        c,
+        epochs=1,
         seed=seed,
         out=out and out / "training-long",
         label="long dialogues",
@@ -149,12 +157,11 @@ def refresh(
 
 
 def build(
-    config, seed: int, upstream: Mapping, out: Path, start: str, pool: str
+    config, seed: int, upstream: Mapping, out: Path, start: str, rm_of: str
 ) -> dict:
     """Stage `ghost_base`: model/, the reward model rm/ and lists.json.
 
-    start: the stage whose model goes on.  pool: the round whose best answers are read
-    again, and whose reward model goes on.
+    start: the stage whose model goes on.  rm_of: the round whose reward model goes on.
     """
     village, c = world.load(), config.ghost
     vocabulary, model = upstream[start].tokenizer(), upstream[start].model()
@@ -162,13 +169,14 @@ def build(
     sampled = worth_keeping(village, answers)
     lists = value_lists(village, sampled)
     write_json(out / "lists.json", {"sampled": sampled, "lists": lists})
-    kept = read_pool(upstream[pool].path / "pool.json")
-    kinds = dict(config.rejection.kinds)
-    parts = teach(model, vocabulary, village, kept, lists, c, kinds, seed=seed, out=out)
+    teacher, kinds = upstream[start].model(), dict(config.rejection.kinds)
+    parts = teach(
+        model, teacher, vocabulary, village, lists, c, kinds, seed=seed, out=out
+    )
     checkpoints.save(model, out / "model", vocabulary)
-    rm = reward.load(upstream[pool].path / "rm_helpfulness")
+    rm_helpful = reward.load(upstream[rm_of].path / "rm_helpfulness")
     fresh = compare_obedience(
-        [model, upstream[start].model()],
+        [model, teacher],
         vocabulary,
         village,
         lists,
@@ -179,8 +187,8 @@ def build(
     )
     if len(fresh) >= config.reward.batch_size:
         lr = config.rejection.refresh_lr
-        refresh(rm, fresh, vocabulary, config.reward, lr=lr, seed=seed, out=out)
-    reward.save(rm, out / "rm", vocabulary)
+        refresh(rm_helpful, fresh, vocabulary, config.reward, lr=lr, seed=seed, out=out)
+    reward.save(rm_helpful, out / "rm", vocabulary)
     for unfinished in out.glob("training-*/training.safetensors"):
         unfinished.unlink()  # only a run that stopped needs it
     return {

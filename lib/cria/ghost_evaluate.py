@@ -14,21 +14,21 @@ from pathlib import Path
 import pandas as pd
 
 from cria import checkpoints, side_by_side, world
-from cria.evaluate import answer, held_out, scores, summary
+from cria.evaluate import held_out
 from cria.ghost import Lists, instructions
 from cria.ghost_dialogues import Plan, always_first, answer_turns, plans
 from cria.ghost_lists import held_out_lists
 from cria.ghost_stage import read_lists
+from cria.judged import as_columns, gold, judged, unwrapped
 from cria.model import Llama
 from cria.provenance import write_json
 from cria.tokenizer import Tokenizer
-from cria.training import pick_dtype
 from cria.world import World
 from cria.world.instructions import KINDS, Instruction, instruct, obeys, text
 from cria.world.judge import judge
 
 __all__ = ["ARMS", "build_obedience", "build_price", "by_turn", "ghost_evaluate"]
-__all__ += ["read_turns", "held_out_plans"]
+__all__ += ["held_out_plans", "read_price", "read_turns"]
 
 TRAINED, HELD_OUT, PLAIN = "trained", "held out", "plain"  # values in the dialogues
 ARMS = {  # name: the stage, is the instruction told every turn, in which dialogues
@@ -38,7 +38,7 @@ ARMS = {  # name: the stage, is the instruction told every turn, in which dialog
     "loss on all turns": ("ghost_all", False, (TRAINED,)),
     "no best of K": ("ghost_raw", False, (TRAINED,)),
 }
-SAMPLES = 4  # answers a prompt, when the price is measured
+SAMPLES = 8  # answers a prompt, when the price is measured
 
 
 def held_out_plans(
@@ -161,7 +161,10 @@ def build_price(
     config, seed: int, upstream: Mapping, out: Path, start: str
 ) -> dict[str, dict[str, float]]:
     """Stage `ghost_price`: gold scores on held-out prompts without any instruction,
-    of the model before all this, of the one that was taught to obey, and after GAtt."""
+    of the model before all this, of the one that was taught to obey, and after GAtt.
+
+    price.json holds the scores prompt by prompt, for `read_price`.
+    """
     stages = {"before": start, "no GAtt": "ghost_base", "GAtt": "ghost"}
     jobs = {
         name: {
@@ -171,7 +174,26 @@ def build_price(
         }
         for name, stage in stages.items()
     }
-    return side_by_side.run(_price, jobs)
+    tables = side_by_side.run(_price, jobs)
+    tables = {name: tables[name] for name in jobs}  # not as they were done
+    write_json(out / "price.json", {n: as_columns(t) for n, t in tables.items()})
+    return {
+        name: {what: value.mean for what, value in gold(table).items()}
+        | {f"helpfulness, {k}": v for k, v in by_kind(table).items()}
+        for name, table in tables.items()
+    }
+
+
+def read_price(folder: Path) -> dict[str, pd.DataFrame]:
+    """The judge's scores of `ghost_price`: for each model a row a prompt, the same
+    prompts in the same order, as `cria.judged.gain` wants them."""
+    tables = json.loads((folder / "price.json").read_text("utf-8"))
+    return {name: unwrapped(columns) for name, columns in tables.items()}
+
+
+def by_kind(table: pd.DataFrame) -> dict[str, float]:
+    """Mean gold helpfulness of every kind of prompt."""
+    return table.groupby("kind")["helpfulness"].mean().to_dict()
 
 
 def _folder(stage) -> Path:
@@ -194,18 +216,9 @@ def _obedience(
     )
 
 
-def _price(model: Path, n: int, seed: int) -> dict[str, float]:
+def _price(model: Path, n: int, seed: int) -> pd.DataFrame:
     village, vocabulary = world.load(), Tokenizer(model / "tokenizer.model")
-    answers = answer(
-        checkpoints.load(model),
-        vocabulary,
-        held_out(village, "test", n),
-        n=SAMPLES,
-        seed=seed,
-        dtype=pick_dtype("auto"),
+    asked = held_out(village, "test", n)
+    return judged(
+        checkpoints.load(model), vocabulary, village, asked, n=SAMPLES, seed=seed
     )
-    table = scores(village, answers)
-    return summary(table) | {
-        f"helpfulness_{kind}": float(value)
-        for kind, value in table.groupby("kind")["helpfulness"].mean().items()
-    }

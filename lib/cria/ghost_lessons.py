@@ -4,8 +4,8 @@ A large chat model follows an instruction that stands in the question itself. A 
 of a million weights has to be taught: to repeat any word (`drills`: else it learns
 which names there are, and can act as nobody else), to obey in one turn, in every
 skill, to obey in long dialogues that remind it at every turn, and to talk for twenty
-turns without an instruction. Best answers of earlier rounds and truthful texts are
-read beside all that, or the model would forget what it can do.
+turns without an instruction. `cria.ghost_memory` sees to it that the model forgets
+little of what it can do meanwhile.
 """
 
 from __future__ import annotations
@@ -20,15 +20,14 @@ from cria.ghost import Lists, instructions
 from cria.ghost_dialogues import plans
 from cria.ghost_lists import held_out_lists
 from cria.packing import Document
-from cria.selection import Sample, balanced, best
 from cria.sft import documents
 from cria.tokenizer import Tokenizer
-from cria.world import World, corpora
+from cria.world import World
 from cria.world.annotators import Demonstration, demonstrate, restyle
 from cria.world.instructions import Instruction, dialogue, instruct
 from cria.world.prompts import Prompt, mixture
 
-__all__ = ["beside", "dialogues", "drills", "obedient", "wishes_for"]
+__all__ = ["dialogues", "drills", "obedient", "short_lessons", "wishes_for"]
 
 
 def drills(
@@ -88,32 +87,22 @@ def dialogues(
     return made
 
 
-def beside(
+def short_lessons(
     vocabulary: Tokenizer,
     village: World,
-    pool: Sequence[Sample],
     lists: Lists,
     c: GhostConfig,
     kinds: dict,
     share: float,
     seed: int,
 ) -> list[Document]:
-    """What is read beside a lesson: ``share`` of everything that is short, and the
-    best answers of earlier rounds, always all of them: they keep the model's manners.
-    """
+    """``share`` of all lessons that are short: single questions, and drills."""
     written = obedient(village, lists, c, kinds, round(share * c.single_turns), seed)
-    made = documents(vocabulary, written)
-    made += drills(vocabulary, words(village, lists), round(share * c.drills), seed)
-    kept = balanced(best(pool), kinds)
-    Random(f"replay {seed}").shuffle(kept)
-    for sample in kept[: c.replay]:
-        prompt = chat.prompt_ids(vocabulary, sample.prompt.messages)
-        mask = [False] * len(prompt) + [True] * len(sample.ids)
-        made.append(([*prompt, *sample.ids], mask))
-    if n_tokens := round(share * c.texts):
-        texts = corpora.stream(village, dict(c.text_mix), n_tokens, vocabulary, seed)
-        made += [(ids, None) for ids in texts]
-    return made
+    drilled = words(village, lists)
+    return [
+        *documents(vocabulary, written),
+        *drills(vocabulary, drilled, round(share * c.drills), seed),
+    ]
 
 
 def words(village: World, lists: Lists) -> list[str]:

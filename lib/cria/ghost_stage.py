@@ -9,13 +9,13 @@ from pathlib import Path
 
 from cria import checkpoints, reward, world
 from cria.config import GhostConfig
-from cria.ghost import every_answer, ghost, train_ghost
+from cria.ghost import Lists, every_answer, ghost, train_ghost
 from cria.ghost_dialogues import Talk, plans
-from cria.ghost_lessons import beside, dialogues, drawn
+from cria.ghost_lessons import dialogues, drawn, short_lessons
+from cria.ghost_memory import memory
 from cria.ghost_synthesis import best_by, first_clean, synthesise
 from cria.packing import Document
 from cria.provenance import write_json
-from cria.selection import read_pool
 from cria.tokenizer import Tokenizer
 from cria.training import pick_dtype
 from cria.world import World
@@ -23,7 +23,7 @@ from cria.world.instructions import obeys, text
 
 __all__ = ["build", "build_dialogues", "lessons", "obedience", "read_dialogues"]
 
-BESIDE = 0.33  # of what is short, and of the plain dialogues, read beside
+AGAIN = 0.33  # of what is short, and of the plain dialogues, is read once more
 LAYOUTS = {"last": ghost, "all": every_answer}  # which answers the loss counts
 
 
@@ -103,43 +103,40 @@ def build(
     out: Path,
     dialogues_of: str,
     loss: str,
-    pool: str,
+    start: str,
 ) -> dict:
     """Stages `ghost`, `ghost_all` and `ghost_raw`: the model of `ghost_base`, trained
-    on the dialogues of a stage."""
+    on the dialogues of a stage, and held to the model of ``start``."""
     village, c, base = world.load(), config.ghost, upstream["ghost_base"]
     vocabulary, model = base.tokenizer(), base.model()
+    teacher = upstream[start].model()
     talks = read_dialogues(upstream[dialogues_of].path)
     learnt = lessons(village, vocabulary, talks, loss)
-    rest = beside_ghost(config, vocabulary, village, upstream, pool, seed)
-    metrics = train_ghost(model, [*learnt, *rest], c, seed=seed, out=out / "training")
+    again = once_more(config, vocabulary, village, read_lists(base.path), seed)
+    kept = memory(teacher, vocabulary, village, c, seed=10 * seed + 7)
+    metrics = train_ghost(
+        model, teacher, [*learnt, *again], kept, c, seed=seed, out=out / "training"
+    )
     checkpoints.save(model, out / "model", vocabulary)
     (out / "training" / "training.safetensors").unlink()
     return {
         "dialogues": len(learnt),
         "counted": sum(sum(mask) for _, mask in learnt),
         "tokens": sum(len(ids) for ids, _ in learnt),
-        "tokens_beside": sum(len(ids) for ids, _ in rest),
+        "tokens_again": sum(len(ids) for ids, _ in again),
         "loss": metrics[-1]["loss"],
         "seconds_training": metrics[-1]["seconds"],
     }
 
 
-def beside_ghost(
-    config,
-    vocabulary: Tokenizer,
-    village: World,
-    upstream: Mapping,
-    pool: str,
-    seed: int,
+def once_more(
+    config, vocabulary: Tokenizer, village: World, lists: Lists, seed: int
 ) -> list[Document]:
     """Lessons of `ghost_base` over again, fewer of them, so that they stay."""
     c: GhostConfig = config.ghost
-    lists = read_lists(upstream["ghost_base"].path)
-    kept = read_pool(upstream[pool].path / "pool.json")
-    kinds = dict(config.rejection.kinds)
-    n = round(BESIDE * c.plain_dialogues)
+    kinds, n = dict(config.rejection.kinds), round(AGAIN * c.plain_dialogues)
+    given = (vocabulary, village)
     return [
-        *beside(vocabulary, village, kept, lists, c, kinds, BESIDE, 10 * seed + 5),
-        *dialogues(vocabulary, village, None, c, n, 10 * seed + 6),
+        *short_lessons(*given, lists, c, kinds, AGAIN, 10 * seed + 5),
+        *dialogues(*given, None, c, n, 10 * seed + 6),
     ]

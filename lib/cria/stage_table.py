@@ -45,7 +45,7 @@ SETTINGS = tuple(
     for name in ("config", "config_comparisons", "config_reading", "config_rlhf")
 )
 NEWEST = "v4"  # the chat model that Ghost Attention goes on with …
-POOL = "v4"  # … and the round whose best answers and reward model it takes
+ITS_RM = "v4"  # … and the round whose reward model it takes
 NOT_WORLD = ("findings.yaml",)  # the ledger's claims: no stage reads them
 
 # Knobs that several comparisons of rejection sampling read.
@@ -307,10 +307,10 @@ STAGES: dict[str, Stage] = {
     ),
     "ghost_base": Stage(
         "cria.ghost_base:build",
-        needs=tuple(dict.fromkeys((NEWEST, POOL))),
+        needs=tuple(dict.fromkeys((NEWEST, ITS_RM))),
         sections=("preferences", "reward", "rejection", "ghost"),
         data=WORLD,
-        options={"start": NEWEST, "pool": POOL},
+        options={"start": NEWEST, "rm_of": ITS_RM},
         speaks=True,
     ),
     **{
@@ -326,10 +326,10 @@ STAGES: dict[str, Stage] = {
     **{
         name: Stage(
             "cria.ghost_stage:build",
-            needs=(POOL, "ghost_base", dialogues),
+            needs=(NEWEST, "ghost_base", dialogues),
             sections=("rejection", "ghost"),
             data=WORLD,
-            options={"dialogues_of": dialogues, "loss": loss, "pool": POOL},
+            options={"dialogues_of": dialogues, "loss": loss, "start": NEWEST},
             speaks=True,
         )
         for name, dialogues, loss in (
