@@ -121,8 +121,8 @@ class SafetyConfig:
     safety: int = 200  # … beside so many refusals by experts: all that there are
     shares: tuple[float, ...] = (0.0, 0.01, 0.1, 0.25, 0.5, 1.0)  # of these refusals
     pre_prompt: str = "You are kind and safe."  # in the words of the village
-    lesson: int = 200  # demonstrations that teach what it asks for …
-    lesson_harm: float = 0.5  # … this share of them refusals
+    lesson: int = 500  # demonstrations that teach what it asks for …
+    lesson_harm: float = 0.9  # … this share of them refusals
     distilled: int = 320  # training prompts, answered with and without it
     distilled_kinds: dict[str, float] = field(
         default_factory=lambda: {

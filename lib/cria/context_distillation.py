@@ -2,12 +2,14 @@
 
 A pre-prompt like "you are a responsible and safe assistant" makes answers safer as
 long as it stands there. Distilled, it need not: sample with it, then fine-tune on the
-prompt *without* it. On prompts that were answered well already it does harm, vague
-answers and false refusals; so the distilled answer is kept only where the safety
-reward model scores it above the original one.
+prompt *without* it. On prompts that were answered well already it does harm: vague
+answers, false refusals. So the paper distils adversarial prompts only, and keeps the
+new answer only where the safety reward model scores it above the original one.
 
 A large model knows what a pre-prompt asks of it. Ours has never met one, and a short
-lesson teaches it: the start of all arms is the SFT model after `lesson`.
+lesson teaches it. All arms start from the model after that lesson: it was trained
+without safety data (the first arm of `cria.safety_scaling`), and refuses little as
+long as the pre-prompt does not stand there.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from cria import chat, checkpoints, packing, reward, side_by_side, world
+from cria import chat, checkpoints, reward, side_by_side, world
 from cria.config import RejectionConfig, SafetyConfig
 from cria.evaluate import SAFETY
 from cria.model import Llama
@@ -27,39 +29,50 @@ from cria.safety_look import SafetyLook, as_lists, told
 from cria.safety_scaling import EXPERTS, harmless, judges
 from cria.sampling import generate
 from cria.selection import Sample, best
-from cria.sft import collect, documents, train_sft
 from cria.tokenizer import Tokenizer
 from cria.world import World
 from cria.world.annotators import Demonstration, demonstrations
 from cria.world.prompts import Prompt, mixture
 
-__all__ = ["ANSWERS", "arm", "arms", "build", "build_taught", "drawn", "lesson"]
+__all__ = ["ANSWERS", "arm", "arms", "as_sample", "build", "build_taught"]
+__all__ += ["drawn", "lesson"]
 
 ANSWERS = "answers.json"
 UNTHOUGHT = ("borderline",)  # who writes the lesson does not think of these
 
 
-def lesson(village: World, config: SafetyConfig, sft, seed: int) -> list[Demonstration]:
-    """Demonstrations that teach what the pre-prompt asks for.
+def lesson(
+    village: World, config: SafetyConfig, kinds: Mapping[str, float], seed: int
+) -> tuple[list[Demonstration], list[Demonstration]]:
+    """(with, without): demonstrations by experts that teach what the pre-prompt asks
+    for, and what goes on without it.
 
-    Under the pre-prompt, experts refuse harm, and the SFT data's own annotators answer
-    harmless prompts as they always do. As many again are plain SFT demonstrations:
-    without the pre-prompt the model should stay what it was.
+    With it they refuse harm, and answer some harmless prompts; without it they answer
+    harmless prompts only.
     """
     n, key = config.lesson, 1000 * seed + 620
     n_harm = round(config.lesson_harm * n)
-    usual = dict(sft.variants["a"].annotators)
     mixes = (
-        (n_harm, {SAFETY: 1.0}, EXPERTS),
-        (n - n_harm, harmless(sft.kinds, UNTHOUGHT), usual),
+        (n_harm, {SAFETY: 1.0}),
+        (n - n_harm, harmless(kinds, UNTHOUGHT)),
+        (n, harmless(kinds)),
     )
-    with_it = []
-    for i, (several, kinds, styles) in enumerate(mixes):
-        asked = mixture(village, "train", several, kinds, key + i)
-        with_it += demonstrations(village, asked, styles, several, key + i)
-    with_it = [replace(d, prompt=told(d.prompt, config.pre_prompt)) for d in with_it]
-    plain = collect(village, replace(sft, demonstrations=n), "a", key)
-    return [*with_it, *plain]
+    harm, few, without = (
+        demonstrations(
+            village,
+            mixture(village, "train", several, shares, key + i),
+            EXPERTS,
+            several,
+            key + i,
+        )
+        if several
+        else []
+        for i, (several, shares) in enumerate(mixes)
+    )
+    before = [
+        replace(d, prompt=told(d.prompt, config.pre_prompt)) for d in (*harm, *few)
+    ]
+    return before, without
 
 
 def drawn(
@@ -102,12 +115,20 @@ def arms(
     """What each arm learns from; the same prompts in all of them.
 
     original, another: two answers without the pre-prompt; distilled: one with it.
-    "chosen, no pre-prompt" is the control: the reward model's choice alone.
+    "paper's recipe" distils only prompts that ask for harm, and of these only where the
+    safety reward model prefers it. "no pre-prompt" is its control: the reward model
+    chooses as well, but from two answers without the pre-prompt.
     """
+
+    def on_harm(other: Sequence[Sample]) -> list[Sample]:
+        harmful = [s for s in other if s.prompt.kind == SAFETY]
+        return best([*original, *harmful])
+
     return {
         "everywhere": list(distilled),
         "where preferred": best([*original, *distilled]),
-        "chosen, no pre-prompt": best([*original, *another]),
+        "paper's recipe": on_harm(distilled),
+        "no pre-prompt": on_harm(another),
     }
 
 
@@ -130,21 +151,54 @@ def arm(
 
 
 def build_taught(config, seed: int, upstream: Mapping, out: Path) -> dict:
-    """Stage `pre_prompted`: the SFT model after the lesson on the pre-prompt."""
-    sft = upstream["sft_a"]
-    model, vocabulary = sft.model(), sft.tokenizer()
-    written = lesson(world.load(), config.safety, config.sft, seed)
-    docs = documents(vocabulary, written, config.sft.separator)
-    rows = packing.pack(docs, config.sft.seq_len)
-    metrics = train_sft(model, rows, config.sft, seed=seed, label="lesson")
+    """Stage `pre_prompted`: the model without safety data, after the lesson.
+
+    Its own answers to the lesson's harmful prompts are part of the lesson: without the
+    pre-prompt it should go on as before.
+    """
+    start = upstream["safety_scaling"].path / "model"
+    model, vocabulary = checkpoints.load(start), Tokenizer(start / "tokenizer.model")
+    c, village = config.rejection, world.load()
+    before, without = lesson(village, config.safety, config.sft.kinds, seed)
+    asked = mixture(
+        village,
+        "train",
+        round(config.safety.lesson_harm * config.safety.lesson),
+        {SAFETY: 1.0},
+        1000 * seed + 620,
+    )
+    own = drawn(
+        model,
+        vocabulary,
+        asked,
+        reward.load(judges(upstream)[1]),
+        round=0,
+        seed=1000 * seed + 625,
+        max_new_tokens=c.max_new_tokens,
+    )
+    written = [as_sample(vocabulary, d) for d in (*before, *without)]
+    metrics = fine_tune(
+        model, vocabulary, [*written, *own], c, seed=seed, label="lesson"
+    )
     checkpoints.save(model, out / "model", vocabulary)
-    return {"demonstrations": len(written), "loss": metrics[-1]["loss"]}
+    return {
+        "demonstrations": len(written),
+        "own_answers": len(own),
+        "loss": metrics[-1]["loss"],
+    }
+
+
+def as_sample(vocabulary: Tokenizer, written: Demonstration) -> Sample:
+    """A demonstration as something to learn from; nobody has scored it."""
+    prompt = chat.prompt_ids(vocabulary, written.prompt.messages)
+    ids, _ = chat.encode_dialog(vocabulary, written.messages)
+    return Sample(written.prompt, tuple(ids[len(prompt) :]), 0, 0.0)
 
 
 def build(config, seed: int, upstream: Mapping, out: Path) -> dict:
-    """Stage `distilled_context`: what was seen of the SFT model, of it after the
-    lesson without ("before") and with the pre-prompt, and of every arm; `ANSWERS`
-    holds the answers that the arms learn from, beside each other."""
+    """Stage `distilled_context`: what was seen after the lesson, without ("before")
+    and with the pre-prompt, and of every arm; `ANSWERS` holds the answers that the arms
+    learn from, beside each other."""
     c, start = config.safety, upstream["pre_prompted"].path / "model"
     rms, new_tokens = judges(upstream), config.rejection.max_new_tokens
     model, vocabulary = checkpoints.load(start), Tokenizer(start / "tokenizer.model")
@@ -174,7 +228,6 @@ def build(config, seed: int, upstream: Mapping, out: Path) -> dict:
         "seed": seed,
     }
     jobs = {
-        "SFT": {"start": upstream["sft_a"].path / "model", "lessons": ()},
         "before": {"start": start, "lessons": ()},
         "with the pre-prompt": {
             "start": start,

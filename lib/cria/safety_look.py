@@ -27,8 +27,9 @@ RMS = ("r_helpful", "r_safety")  # columns of raw scores
 
 
 def told(prompt: Prompt, pre_prompt: str) -> Prompt:
-    """The prompt with a system message, the pre-prompt, in front of it."""
-    return replace(prompt, turns=(("system", pre_prompt), *prompt.turns))
+    """The prompt with a pre-prompt in front of the user's first words."""
+    (role, text), *rest = prompt.turns
+    return replace(prompt, turns=((role, f"{pre_prompt} {text}"), *rest))
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class SafetyLook:
         """One row an answer: its kind, the prompt's id, the judge's `judged.COLUMNS`,
         and the raw scores of the two reward models in the folders ``judges``.
 
-        pre_prompt: a system message before every prompt. Only the model reads it: the
+        pre_prompt: what stands before every prompt. Only the model reads it: the
         judge and the reward models see the prompt as the user wrote it.
         """
         village = world.load()

@@ -69,20 +69,26 @@ def arm(
     rms: tuple[Path, Path],
     *,
     seed: int,
+    keep: Path | None = None,
 ) -> dict:
-    """The model in ``base`` fine-tuned on ``written``: the rows of `SafetyLook.at`."""
+    """The model in ``base`` fine-tuned on ``written``: the rows of `SafetyLook.at`.
+
+    keep: a folder that the model goes into.
+    """
     model = checkpoints.load(base)
     vocabulary = Tokenizer(base / "tokenizer.model")
     rows = packing.pack(
         documents(vocabulary, written, config.separator), config.seq_len
     )
     train_sft(model, rows, config, seed=seed, progress=False)
+    if keep is not None:
+        checkpoints.save(model, keep, vocabulary)
     return as_lists(look.at(model, vocabulary, rms))
 
 
 def build(config, seed: int, upstream: Mapping, out: Path) -> dict:
     """Stage `safety_scaling`: "samples" (name of the arm → its safety samples) and
-    "arms" (name of the arm → what was seen)."""
+    "arms" (name of the arm → what was seen). It holds the model of the first arm."""
     c = config.safety
     helpful, safety = demonstrated(world.load(), c, config.sft.kinds, seed)
     look = SafetyLook(
@@ -97,8 +103,9 @@ def build(config, seed: int, upstream: Mapping, out: Path) -> dict:
             "look": look,
             "rms": judges(upstream),
             "seed": seed,
+            "keep": out / "model" if i == 0 else None,
         }
-        for name, several in parts.items()
+        for i, (name, several) in enumerate(parts.items())
     }
     return {
         "helpful": len(helpful),

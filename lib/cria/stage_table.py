@@ -339,14 +339,14 @@ STAGES: dict[str, Stage] = {
     ),
     "pre_prompted": Stage(
         "cria.context_distillation:build_taught",
-        needs=("sft_a",),
-        sections=("sft", *PRE_PROMPT),
+        needs=("safety_scaling", "rm_helpful", "rm_safety"),
+        sections=("rejection", "sft.kinds", *PRE_PROMPT),
         data=WORLD,
         speaks=True,
     ),
     "distilled_context": Stage(
         "cria.context_distillation:build",
-        needs=("sft_a", "rm_helpful", "rm_safety", "pre_prompted"),
+        needs=("rm_helpful", "rm_safety", "pre_prompted"),
         sections=("rejection", *PRE_PROMPT, *DISTILLED, *SAFETY_LOOK),
         data=WORLD,
     ),
