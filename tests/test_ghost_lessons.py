@@ -160,10 +160,10 @@ def test_annotators_prefer_the_answer_that_obeys(
         [], vocabulary, village, lists, c, kinds, SMOKE.preferences, seed=0
     )
     assert len(found) > 150
-    wishes = wishes_for(lists, c, mixture(village, "train", 200, kinds, 0), 0)
+    wishes = wishes_for(lists, c, mixture(village, c.wordings, 200, kinds, 0), 0)
     by_prompt = {}
     for wish, prompt in zip(
-        wishes, mixture(village, "train", 200, kinds, 0), strict=True
+        wishes, mixture(village, c.wordings, 200, kinds, 0), strict=True
     ):
         by_prompt[instruct(village, wish, prompt).id] = wish
     right = [obeys(village, by_prompt[x.prompt.id], x.prompt, x.chosen) for x in found]

@@ -182,6 +182,7 @@ class PPOConfig:
 class GhostConfig:
     """Ghost Attention: keep an instruction over many turns (section 3.3)."""
 
+    wordings: str  # the splits whose questions single turns and memory ask
     dialogues: int
     max_turns: int
     samples: int  # answers a turn, of which the best is kept

@@ -105,7 +105,7 @@ def compare_obedience(
     two answers may come from a model that was never taught to.
     """
     rng = Random(f"obedience {seed}")
-    asked = mixture(village, "train", c.rm_pairs, dict(kinds), seed)
+    asked = mixture(village, c.wordings, c.rm_pairs, dict(kinds), seed)
     wishes = wishes_for(lists, c, asked, seed)
     told = [instruct(village, w, p) for w, p in zip(wishes, asked, strict=True)]
     pairs = preferences.answer_pairs(models, vocabulary, told, config, seed)

@@ -54,7 +54,7 @@ def obedient(
     """``n`` single questions of every skill, each with an instruction, and an
     expert's answer that obeys."""
     rng = Random(f"obedient {seed}")
-    asked = mixture(village, "train", n, dict(kinds), seed)
+    asked = mixture(village, c.wordings, n, dict(kinds), seed)
     written = []
     for prompt, wish in zip(asked, wishes_for(lists, c, asked, seed), strict=True):
         told = restyle(village, instruct(village, wish, prompt), "expert", rng)

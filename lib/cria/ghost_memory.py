@@ -51,10 +51,10 @@ def memory(
 ) -> list[Document]:
     """What the model is held to: `c.own_answers` answers and `c.texts` tokens of texts.
 
-    The answers are sampled from the teacher at temperature 1, to training questions
-    of `c.own_kinds`. Their tokens count, and every token of a text.
+    The answers are sampled from the teacher at temperature 1, to questions
+    of `c.wordings` and `c.own_kinds`. Their tokens count, and every token of a text.
     """
-    asked = mixture(village, "train", c.own_answers, dict(c.own_kinds), seed)
+    asked = mixture(village, c.wordings, c.own_answers, dict(c.own_kinds), seed)
     asked = shaken(asked, seed=seed)
     prompts = [chat.prompt_ids(vocabulary, p.messages) for p in asked]
     said = []

@@ -44,7 +44,9 @@ def build(config, seed: int, upstream: Mapping, out: Path, round: int) -> dict:
         rms = tuple(reward.load(before.path / f"rm_{ground}") for ground in GROUNDS)
         earlier = preferences.load(before.path / "fresh.jsonl").comparisons
     split = c.wordings[round - 1]
-    asked = mixture(village, split, c.prompts, dict(c.kinds), seed_of_round, unique=True)
+    asked = mixture(
+        village, split, c.prompts, dict(c.kinds), seed_of_round, unique=True
+    )
 
     def measured() -> list:
         few = asked[: c.temperature_prompts]

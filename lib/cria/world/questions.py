@@ -142,8 +142,7 @@ def _ask_followup(world: World, split: str, keys) -> Iterator[Prompt]:
             before = [
                 r.id
                 for r in world.relations_of[entity]
-                if r.id != relation
-                and (not known or splits[entity, r.id] == "train")
+                if r.id != relation and (not known or splits[entity, r.id] == "train")
             ]
             turns: list[tuple[str, str]] = []
             for earlier in rng.sample(before, min(len(before), rng.choice((1, 1, 2)))):

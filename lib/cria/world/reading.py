@@ -14,7 +14,11 @@ _QUESTIONS = ("fact", "followup", "translate", "tell", "three", "sum", "rhyme")
 _TEMPLATES = (
     *("languages", "articles", "of_names", "with_article", "tables", "echo"),
     *("relations.*.values", "relations.*.questions", "relations.*.statements.en"),
-    *(f"{kind}.{s}" for kind in (*_QUESTIONS, "borderline", "greet.*") for s in WORDINGS),
+    *(
+        f"{kind}.{s}"
+        for kind in (*_QUESTIONS, "borderline", "greet.*")
+        for s in WORDINGS
+    ),
     *(f"{k}.statements" for k in ("three", "sum", "rhyme", "borderline", "greet.*")),
     *("lists", "list_by", "sums.low", "sums.high", "rhyme.dictionary"),
     *("closings.en", "ramblings", "held_out.dev", "held_out.test"),
