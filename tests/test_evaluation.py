@@ -19,7 +19,7 @@ from cria import (
     world,
 )
 from cria.config import EvaluateConfig, ModelConfig
-from cria.evaluate import BENIGN, SAFETY
+from cria.evaluate import BENIGN, SAFETY, Answer
 from cria.evaluation import (
     DIVERSE,
     SORTS,
@@ -118,13 +118,14 @@ def test_each_score_is_of_its_own_answer(table, upstream, judges, monkeypatch):
         found = []
         for start, answers in zip(starts, several, strict=True):
             found.append(list(range(len(given), len(given) + len(answers))))
-            given.extend((start, answer) for answer in answers)
+            given.extend((rm, start, answer) for answer in answers)
         return found
 
     monkeypatch.setattr(evaluation.reward, "score", score)
     numbered = pd.DataFrame(view(folder, judges, FEW, seed=1))
     pieces = tokenizer.Tokenizer(folder / "tokenizer.model")
     of = {p.id: p for group in asked(VILLAGE, FEW).values() for p in group}
+    heads = [reward.load(path).head.weight.sum() for path in judges]
     assert list(numbered["answer"]) == list(table["answer"])
     for row in numbered.itertuples():
         prompt = of[row.id]
@@ -133,8 +134,9 @@ def test_each_score_is_of_its_own_answer(table, upstream, judges, monkeypatch):
         assert row.helpfulness == pytest.approx(verdict.helpfulness, abs=1e-4)
         assert row.safety == pytest.approx(verdict.safety, abs=1e-4)
         assert row.r_helpful != row.r_safety
-        for number in (row.r_helpful, row.r_safety):
-            start, ids = given[int(number)]
+        for number, head in zip((row.r_helpful, row.r_safety), heads, strict=True):
+            rm, start, ids = given[int(number)]
+            assert rm.head.weight.sum() == head
             assert start == chat.prompt_ids(pieces, prompt.messages)
             assert pieces.decode(ids).strip() == row.answer and len(ids) == row.length
 
@@ -221,6 +223,15 @@ def test_nearly_greedy_answers_are_alike(upstream):
     assert (cold["different"] == 1).all()
     assert cold["self_bleu"].to_list() == pytest.approx([1.0] * len(cold))
     assert hot["different"].mean() > 2 and hot["self_bleu"].mean() < 0.9
+
+
+def test_answers_are_compared_with_those_to_the_same_prompt(upstream, monkeypatch):
+    def repeat(model, vocabulary, several, c, temperature, n, seed):
+        return [Answer(p, p.question, True) for p in several for _ in range(n)], []
+
+    monkeypatch.setattr(evaluation, "_answers", repeat)
+    found = pd.DataFrame(diversity_of(upstream["v1"].path / "model", FEW, 1.0, 0))
+    assert (found["different"] == 1).all() and (found["self_bleu"] == 1).all()
 
 
 def test_no_prompt_is_both_factual_and_open_and_all_are_there_if_many_are_wanted():
