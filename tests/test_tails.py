@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cria.tails import change, lowest, share_under, weights
+from cria.tails import lowest, share_under, tail_change, weights
 
 
 def test_kinds_weigh_the_same():
@@ -55,16 +55,16 @@ def answers(scores_by_prompt, kind="fact"):
 
 def test_what_is_the_same_has_not_changed():
     one = answers([[0.1, 0.9], [0.5, 0.2]])
-    found = change(one, one, "gold", lowest)
+    found = tail_change(one, one, "gold", lowest)
     assert found.mean == 0 and found.half == 0 and found.n == 2
 
 
 def test_a_tail_that_is_cut_off():
     before = answers([[0.0] + [0.8] * 9] * 20)
     after = answers([[0.8] * 10] * 20)
-    found = change(after, before, "gold", lowest)
+    found = tail_change(after, before, "gold", lowest)
     assert found.mean == pytest.approx(0.8) and found.half == pytest.approx(0)
-    rarer = change(after, before, "gold", lambda v, w: share_under(v, w, 0.3))
+    rarer = tail_change(after, before, "gold", lambda v, w: share_under(v, w, 0.3))
     assert rarer.mean == pytest.approx(-0.1)
 
 
@@ -75,7 +75,7 @@ def test_a_kind_with_many_answers_does_not_drown_another():
     def mean(values, weight):
         return float((values * weight).sum())
 
-    assert change(good, mixed, "gold", mean, draws=2).mean == pytest.approx(0.5)
+    assert tail_change(good, mixed, "gold", mean, draws=2).mean == pytest.approx(0.5)
 
 
 def test_the_interval_holds_the_truth_about_as_often_as_it_says():
@@ -89,7 +89,7 @@ def test_the_interval_holds_the_truth_about_as_often_as_it_says():
         level, gained = rng.normal(0.5, 0.2, 30), rng.normal(0.1, 0.1, 30)
         before = answers([[a] for a in level])
         after = answers([[a + b] for a, b in zip(level, gained, strict=True)])
-        found = change(after, before, "gold", mean, draws=100)
+        found = tail_change(after, before, "gold", mean, draws=100)
         hits += found.low < 0.1 < found.high
     assert 104 < hits < 120
 
@@ -99,7 +99,7 @@ def test_redraws_depend_on_the_seed_alone():
     one, other = (
         answers([[rng.random() for _ in range(3)] for _ in range(9)]) for _ in range(2)
     )
-    first, second = (change(one, other, "gold", lowest, seed=4) for _ in range(2))
+    first, second = (tail_change(one, other, "gold", lowest, seed=4) for _ in range(2))
     assert first == second and first.half > 0
     with pytest.raises(ValueError, match="same prompts"):
-        change(one, answers([[0.5]]), "gold", lowest)
+        tail_change(one, answers([[0.5]]), "gold", lowest)

@@ -13,7 +13,7 @@ import pandas as pd
 
 from cria.intervals import Interval
 
-__all__ = ["change", "lowest", "share_under", "weights"]
+__all__ = ["lowest", "share_under", "tail_change", "weights"]
 
 Statistic = Callable[[np.ndarray, np.ndarray], float]  # (values, weights) → number
 
@@ -44,7 +44,7 @@ def lowest(values: np.ndarray, weight: np.ndarray, share: float = 0.1) -> float:
     return float((np.asarray(values)[order] * inside).sum() / wanted)
 
 
-def change(
+def tail_change(
     after: pd.DataFrame,
     before: pd.DataFrame,
     column: str,
