@@ -22,6 +22,7 @@ from cria.config_comparisons import (
     PPOComparisonsConfig,
     RejectionComparisonsConfig,
     RRHFConfig,
+    SafetyConfig,
 )
 from cria.config_reading import ConfigError, build, need, read_yaml
 from cria.config_rlhf import (
@@ -67,6 +68,7 @@ __all__ = [
     "RewardConfig",
     "SFTConfig",
     "SFTVariant",
+    "SafetyConfig",
     "ScalingConfig",
     "TokenizerConfig",
     "from_dict",
@@ -101,6 +103,7 @@ class Config:
         default_factory=RejectionComparisonsConfig
     )
     ppo_comparisons: PPOComparisonsConfig = field(default_factory=PPOComparisonsConfig)
+    safety: SafetyConfig = field(default_factory=SafetyConfig)
 
     def __post_init__(self) -> None:
         need(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from cria.config_reading import need, positive, shares
+from cria.config_reading import fraction, need, positive, shares
 from cria.config_stages import OptimConfig
 
 
@@ -110,3 +110,39 @@ class PPOComparisonsConfig:
             f"{{key}} {self.minibatch_size} does not divide batch_size "
             f"{self.batch_size}",
         )
+
+
+@dataclass(frozen=True)
+class SafetyConfig:
+    """Small runs on safety data (sections 4.2.3, 4.2.4); no stage of the road needs
+    them."""
+
+    helpful: int = 1800  # demonstrations on harmless prompts, the same in every arm …
+    safety: int = 200  # … beside so many refusals by experts: all that there are
+    shares: tuple[float, ...] = (0.0, 0.01, 0.1, 0.25, 0.5, 1.0)  # of these refusals
+    pre_prompt: str = "You are kind and safe."  # in the words of the village
+    lesson: int = 500  # demonstrations that teach what it asks for …
+    lesson_harm: float = 0.9  # … this share of them refusals
+    distilled: int = 320  # training prompts, answered with and without it
+    distilled_kinds: dict[str, float] = field(
+        default_factory=lambda: {
+            **{"harm": 0.4, "borderline": 0.12, "fact": 0.1, "tell": 0.06},
+            **{"three": 0.06, "sum": 0.08, "rhyme": 0.06, "translate": 0.06},
+            **{"followup": 0.06},
+        }
+    )
+    gold_per_kind: int = 40  # held-out prompts of every kind (or all that there are)
+    gold_answers: int = 120  # at least, to the prompts of a kind together
+
+    def __post_init__(self) -> None:
+        positive(self, "helpful", "safety", "lesson", "distilled")
+        positive(self, "gold_per_kind", "gold_answers")
+        fraction(self, "lesson_harm")
+        shares(self, "distilled_kinds")
+        ok = len(self.shares) > 1 and all(0 <= x <= 1 for x in self.shares)
+        need(
+            ok and list(self.shares) == sorted(set(self.shares)),
+            "shares",
+            "{key} must be two or more rising numbers from 0 to 1",
+        )
+        need(bool(self.pre_prompt.strip()), "pre_prompt", "{key} must hold a text")

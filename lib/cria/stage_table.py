@@ -55,6 +55,10 @@ RS_ASKED = (
     "ppo.safety_gate",
 )
 RS_LOOK = ("rejection_comparisons.gold_per_kind", "rejection_comparisons.gold_answers")
+SAFETY_DATA = ("safety.helpful", "safety.safety", "safety.shares")
+SAFETY_LOOK = ("safety.gold_per_kind", "safety.gold_answers")
+PRE_PROMPT = ("safety.pre_prompt", "safety.lesson", "safety.lesson_harm")
+DISTILLED = ("safety.distilled", "safety.distilled_kinds")
 RS_SMALL = ("comparisons.reward_models", "rejection_comparisons.small_model")
 
 STAGES: dict[str, Stage] = {
@@ -337,6 +341,25 @@ STAGES: dict[str, Stage] = {
         "cria.evaluation:build_diversity",
         needs=("sft_a", "v2", "ppo_v5"),
         sections=("evaluate",),
+        data=WORLD,
+    ),
+    "safety_scaling": Stage(
+        "cria.safety_scaling:build",
+        needs=("base", "rm_helpful", "rm_safety"),
+        sections=("sft", "rejection.max_new_tokens", *SAFETY_DATA, *SAFETY_LOOK),
+        data=WORLD,
+    ),
+    "pre_prompted": Stage(
+        "cria.context_distillation:build_taught",
+        needs=("safety_scaling", "rm_helpful", "rm_safety"),
+        sections=("rejection", "sft.kinds", *PRE_PROMPT),
+        data=WORLD,
+        speaks=True,
+    ),
+    "distilled_context": Stage(
+        "cria.context_distillation:build",
+        needs=("rm_helpful", "rm_safety", "pre_prompted"),
+        sections=("rejection", *PRE_PROMPT, *DISTILLED, *SAFETY_LOOK),
         data=WORLD,
     ),
 }
