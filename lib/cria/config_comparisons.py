@@ -118,7 +118,7 @@ class SafetyConfig:
     them."""
 
     helpful: int = 1800  # demonstrations on harmless prompts, the same in every arm …
-    safety: int = 200  # … beside so many refusals by experts: all that there are
+    safety: int = 400  # … beside so many refusals by experts: all that there are
     shares: tuple[float, ...] = (0.0, 0.01, 0.1, 0.25, 0.5, 1.0)  # of these refusals
     pre_prompt: str = "You are kind and safe."  # in the words of the village
     lesson: int = 500  # demonstrations that teach what it asks for …
