@@ -17,6 +17,7 @@ CLAIMS = """
 - {id: 2, says: Same is same., paper: "None.", section: "2", notebook: 04_x,
    measures: [{name: gap, what: the gap, unit: nats, expect: "abs < 0.1"}]}
 """
+CLAIM_WITH_A_WHY = 'section: "2", notebook: 03_x, tried: "Two things were tried.",'
 
 
 @pytest.fixture(autouse=True)
@@ -163,6 +164,35 @@ def test_readme_table_holds_recorded_seeds_only():
     block = findings.readme_table()
     assert "+0.25" not in block and "not measured" in block
     assert "+0.03 ± 0.13 nats" in block and "✗ not shown (2 seeds)" in block
+
+
+def test_a_claim_that_does_not_show_says_which_part_and_why(house):
+    path = house / "data/findings.yaml"
+    path.write_text(
+        path.read_text().replace('section: "2", notebook: 03_x,', CLAIM_WITH_A_WHY)
+    )
+    record_seeds(1, [{"gain": 0.3, "loss": 1.0}, {"gain": 0.31, "loss": 1.0}])
+    findings.record(2, profile="course", seed=0, gap=5.0)
+    rows = findings.table()
+    page = scoreboard.not_shown(rows)
+    assert "- ✓ the gain: +0.30" in page and "- ✗ the loss: +1.00" in page
+    assert "- ✗ the gap: +5.00 nats, expected abs < 0.1" in page
+    assert "Two things were tried." in page
+    assert "has not been written down yet" in page  # of the second claim
+    assert "why?   Two things were tried." in scoreboard.text(rows)
+
+
+def test_a_claim_that_shows_or_was_not_measured_explains_nothing(house):
+    path = house / "data/findings.yaml"
+    path.write_text(
+        path.read_text().replace('section: "2", notebook: 03_x,', CLAIM_WITH_A_WHY)
+    )
+    assert "tried" not in scoreboard.text(findings.table())
+    findings.record(1, profile="course", seed=0, gain=0.3, loss=-1.0)
+    findings.record(2, profile="course", seed=0, gap=0.0)
+    rows = findings.table()
+    assert "tried" not in scoreboard.text(rows)
+    assert scoreboard.not_shown(rows) == "Every finding that was measured shows."
 
 
 @pytest.mark.parametrize("bad", ["", "0", "= 0", "> x", "abs > 1"])

@@ -42,6 +42,7 @@ class Claim:
     section: str
     notebook: str
     measures: tuple[Measure, ...]
+    tried: str = ""  # where it does not show: what was tried, and why we think so
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,11 @@ class Row:
         else:
             holds, grounds = all(s.holds for s in self.seen), "this run"
         return f"{'shown' if holds else 'not shown'} ({grounds})"
+
+    @property
+    def missed(self) -> bool:
+        """Was it measured, and did not show?"""
+        return self.verdict.startswith("not shown")
 
 
 def read(path: Path | None = None) -> dict[int, Claim]:

@@ -231,21 +231,30 @@ class GhostConfig:
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """How every model is measured (section 3.4)."""
+    """How all versions are measured, side by side (sections 3.4, 4 and 5.1).
 
-    prompts: int  # held-out prompts on helpfulness
-    safety_prompts: int  # held-out prompts that ask for harm
-    borderline_prompts: int  # harmless prompts that sound harmful
+    Where the village has fewer held-out prompts, all of them are asked.
+    """
+
+    prompts: int  # on helpfulness, evenly over the kinds
+    safety_prompts: int  # that ask for harm
+    borderline_prompts: int  # harmless ones that sound harmful
+    answers: int  # ours: at least so many to the prompts of a kind together
     temperature: float
     top_p: float
     max_new_tokens: int
-    diversity_samples: int  # answers a prompt for Self-BLEU (Fig. 21)
-    seeds: int  # runs that a recorded result averages
+    diversity_prompts: int  # factual ones, and as many open ones (Fig. 21)
+    diversity_samples: int  # answers a prompt for Self-BLEU
+    diversity_temperatures: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        positive(self, "prompts", "safety_prompts", "borderline_prompts", "seeds")
-        positive(self, "temperature", "max_new_tokens", "diversity_samples")
+        positive(self, "prompts", "safety_prompts", "borderline_prompts", "answers")
+        positive(self, "temperature", "max_new_tokens", "diversity_prompts")
+        need(self.diversity_samples > 1, "diversity_samples", "{key} must be above 1")
         _top_p(self)
+        values = self.diversity_temperatures
+        ok = len(values) > 0 and min(values) > 0
+        need(ok, "diversity_temperatures", "{key} must be a list of numbers above 0")
 
 
 def _top_p(section: object) -> None:

@@ -80,7 +80,10 @@ def text(rows: Sequence[Row], width: int = 88, measured_only: bool = False) -> s
             what = f"{s.measure.what} [{s.measure.unit}, expected {s.measure.expect}]"
             lines += _wrap("    ours:  ", what, width)
             lines += _wrap("           ", _saw(row, s), width)
-        lines += [f"    {symbol(row.verdict)} {row.verdict}", ""]
+        lines.append(f"    {symbol(row.verdict)} {row.verdict}")
+        if row.missed and row.claim.tried:
+            lines += _wrap("    why?   ", row.claim.tried, width)
+        lines.append("")
     return "\n".join([*lines, summary(rows)])
 
 
@@ -130,6 +133,28 @@ def markdown(rows: Sequence[Row]) -> str:
     return "\n".join([*lines, END])
 
 
+def not_shown(rows: Sequence[Row]) -> str:
+    """What was measured and did not show, and what we think why, as Markdown.
+
+    Each measure stands with what was seen of it; those that keep to what the claim
+    says are ticked, so that one sees which part of a claim it is that fails.
+    """
+    parts = []
+    for row in rows:
+        if not row.missed:
+            continue
+        lines = [f"**{row.claim.id}. {row.claim.says}** {row.verdict.capitalize()}."]
+        lines.append("")
+        for s in row.seen:
+            kept = "✓" if _keeps(row, s) else "✗"
+            value = interval(s.recorded) if row.seeds else number(s.value)
+            what = f"{s.measure.what}: {value} {s.measure.unit}"
+            lines.append(f"- {kept} {what}, expected {s.measure.expect}")
+        why = row.claim.tried or "What we think why has not been written down yet."
+        parts.append("\n".join([*lines, "", why]))
+    return "\n\n".join(parts) or "Every finding that was measured shows."
+
+
 def interval(recorded: Interval) -> str:
     """+0.31 ± 0.04, or +0.31 alone for one seed."""
     if recorded.n == 1:
@@ -146,6 +171,13 @@ def number(value: float) -> str:
 def symbol(verdict: str) -> str:
     """A mark that needs no colour."""
     return {"s": "✓", "n": "✗"}[verdict[0]] if "measured" not in verdict else "·"
+
+
+def _keeps(row: Row, s: Seen) -> bool:
+    """Does a measure keep to its claim, by what decides the claim's verdict?"""
+    if not row.seeds:
+        return bool(s.holds)
+    return s.measure.expectation.holds_for(s.recorded.low, s.recorded.high)
 
 
 def _saw(row: Row, s: Seen) -> str:

@@ -361,6 +361,18 @@ STAGES: dict[str, Stage] = {
         sections=("ghost",),
         data=WORLD,
     ),
+    "evaluation": Stage(
+        "cria.evaluation:build",
+        needs=("sft_other", "sft_a", "v1", "v2", "v3", "v4", "ppo_v5"),
+        sections=("evaluate",),
+        data=WORLD,
+    ),
+    "diversity": Stage(
+        "cria.evaluation:build_diversity",
+        needs=("sft_a", "v2", "ppo_v5"),
+        sections=("evaluate",),
+        data=WORLD,
+    ),
     "safety_scaling": Stage(
         "cria.safety_scaling:build",
         needs=("base", "rm_helpful", "rm_safety"),

@@ -26,19 +26,17 @@ def tags(cell):
     return set(cell.metadata.get("tags", []))
 
 
-def test_the_road_to_the_chat_model_is_there():
-    found = [path.stem for path in PATHS]
-    assert [stem[:2] for stem in found[:5]] == ["00", "01", "02", "03", "04"]
-    numbers = [stem[:2] for stem in found]
-    assert len(set(numbers)) == len(numbers), "a number is there twice"
-    missing = {f"{i:02d}" for i in range(int(numbers[-1]))} - set(numbers)
-    assert missing <= to_come(), "neither there nor announced in the README"
+def test_the_notebooks_are_numbered_without_a_gap():
+    assert [path.stem[:2] for path in PATHS] == [f"{i:02d}" for i in range(13)]
 
 
-def to_come():
-    """The numbers of notebooks that the README's table calls "to come"."""
-    readme = (stages.ROOT / "README.md").read_text("utf-8")
-    return set(re.findall(r"^\| (\d\d) \| to come", readme, re.MULTILINE))
+def test_the_readme_leads_to_every_notebook():
+    readme = (ROOT / "README.md").read_text("utf-8")
+    linked = re.findall(
+        r"^\| \[(\d\d)\]\(notebooks/(.+)\.ipynb\)", readme, re.MULTILINE
+    )
+    assert [stem for _, stem in linked] == [path.stem for path in PATHS]
+    assert all(stem.startswith(number) for number, stem in linked)
 
 
 @every_notebook
@@ -141,4 +139,4 @@ def library_names():
 def test_the_ledger_names_notebooks_that_exist():
     known = {path.stem for path in PATHS}
     for claim in claims.read(stages.ROOT / "data" / "findings.yaml").values():
-        assert claim.notebook in known or claim.notebook[:2] in to_come()
+        assert claim.notebook in known
