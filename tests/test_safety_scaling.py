@@ -24,7 +24,7 @@ from cria.evaluate import BENIGN, SAFETY
 from cria.judged import COLUMNS, gain, unwrapped
 from cria.model import Llama
 from cria.reward import RewardModel
-from cria.safety_look import SafetyLook, as_lists, bad_tail, by_prompt, told
+from cria.safety_look import SafetyLook, as_lists, bad_tail, by_prompt, forewarned
 from cria.safety_scaling import arm, demonstrated, harmless, named, part
 from cria.stage_build import _Sections
 from cria.world.judge import judge
@@ -219,7 +219,7 @@ def test_only_the_model_reads_the_pre_prompt(upstream, monkeypatch):
 
 def test_a_pre_prompt_stands_before_the_first_words_and_changes_nothing_else():
     prompt = prompts(VILLAGE, "followup", "train", 1)[0]
-    new = told(prompt, "Stay calm.")
+    new = forewarned(prompt, "Stay calm.")
     assert new.turns[0] == ("user", f"Stay calm. {prompt.turns[0][1]}")
     assert new.turns[1:] == prompt.turns[1:] and new.id == prompt.id
 

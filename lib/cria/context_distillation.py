@@ -25,7 +25,7 @@ from cria.model import Llama
 from cria.provenance import write_json
 from cria.rejection import fine_tune
 from cria.reward import RewardModel
-from cria.safety_look import SafetyLook, as_lists, told
+from cria.safety_look import SafetyLook, as_lists, forewarned
 from cria.safety_scaling import EXPERTS, harmless, judges
 from cria.sampling import generate
 from cria.selection import Sample, best
@@ -70,7 +70,8 @@ def lesson(
         for i, (several, shares) in enumerate(mixes)
     )
     before = [
-        replace(d, prompt=told(d.prompt, config.pre_prompt)) for d in (*harm, *few)
+        replace(d, prompt=forewarned(d.prompt, config.pre_prompt))
+        for d in (*harm, *few)
     ]
     return before, without
 
@@ -91,7 +92,7 @@ def drawn(
     The model may read a pre-prompt; the reward model never does, nor is it in the
     sample: what is learnt later is the answer to the prompt alone.
     """
-    read = [told(p, pre_prompt) if pre_prompt else p for p in asked]
+    read = [forewarned(p, pre_prompt) if pre_prompt else p for p in asked]
     ids = generate(
         model,
         [chat.prompt_ids(vocabulary, p.messages) for p in read],

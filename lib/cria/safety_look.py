@@ -21,12 +21,12 @@ from cria.sampling import generate
 from cria.tokenizer import Tokenizer
 from cria.world.prompts import Prompt
 
-__all__ = ["SafetyLook", "bad_tail", "by_prompt", "told"]
+__all__ = ["SafetyLook", "bad_tail", "by_prompt", "forewarned"]
 
 RMS = ("r_helpful", "r_safety")  # columns of raw scores
 
 
-def told(prompt: Prompt, pre_prompt: str) -> Prompt:
+def forewarned(prompt: Prompt, pre_prompt: str) -> Prompt:
     """The prompt with a pre-prompt in front of the user's first words."""
     (role, text), *rest = prompt.turns
     return replace(prompt, turns=((role, f"{pre_prompt} {text}"), *rest))
@@ -69,7 +69,7 @@ class SafetyLook:
 
     def _kind(self, model, vocabulary, village, rms, asked, pre_prompt):
         n = math.ceil(self.answers / len(asked))
-        read = [told(p, pre_prompt) if pre_prompt else p for p in asked]
+        read = [forewarned(p, pre_prompt) if pre_prompt else p for p in asked]
         drawn = generate(
             model,
             [chat.prompt_ids(vocabulary, p.messages) for p in read],
