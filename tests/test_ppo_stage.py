@@ -65,6 +65,20 @@ def test_the_start_is_the_candidate_that_scores_highest():
         assert best == name and found == {n: float(n == name) for n in models}
 
 
+@pytest.mark.parametrize(("lead", "taken"), [(0.1, "new"), (3.0, "old")])
+def test_a_lead_within_chance_is_no_lead(lead, taken):
+    """`old` scores higher by ``lead``, on half of the prompts lower by 1."""
+    models = {name: Llama(SHAPE, seed=1).eval() for name in ("old", "new")}
+    turn = iter(("old", "new"))
+
+    def score(_, answers):
+        ups = [lead + 1, lead - 1] if next(turn) == "old" else [0.0, 0.0]
+        return [ups[i % 2] for i in range(len(answers))]
+
+    best, found = best_start(models, score, Vocabulary(), DEV, TOY, 0)
+    assert best == taken and found["old"] == pytest.approx(lead)
+
+
 def test_the_scorer_is_the_rewards_of_rejection_sampling(monkeypatch):
     """One answer a prompt, in order, with the gate it was given."""
     told = []

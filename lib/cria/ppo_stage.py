@@ -74,12 +74,24 @@ def best_start(
     config: PPOConfig,
     seed: int,
 ) -> tuple[str, dict[str, float]]:
-    """The candidate whose answers to held-out prompts score highest, and all scores."""
-    found = {}
+    """The best candidate on held-out prompts, and the mean score of all of them.
+
+    candidates: oldest first.  Of those that the prompts cannot tell from the highest
+    (its lead, prompt by prompt, is within 1.96 standard errors) the newest is taken.
+    """
+    given = {}
     for name, model in candidates.items():
         _, answers, _ = sampled(model, vocabulary, dev, config, seed)
-        found[name] = float(torch.tensor(score(dev, answers)).mean())
-    return max(found, key=found.get), found
+        given[name] = torch.tensor(score(dev, answers))
+    found = {name: float(scores.mean()) for name, scores in given.items()}
+    best = given[max(found, key=found.get)]
+    level = [name for name, scores in given.items() if not _beyond(best - scores)]
+    return level[-1], found
+
+
+def _beyond(lead: torch.Tensor) -> bool:
+    """Is the mean of a lead more than chance gives?"""
+    return bool(lead.mean() > 1.96 * lead.std() / len(lead) ** 0.5)
 
 
 def build(config, seed: int, upstream: Mapping, out: Path) -> dict:
