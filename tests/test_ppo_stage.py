@@ -52,7 +52,9 @@ def test_the_start_is_the_candidate_that_scores_highest():
     """Whichever of them it is: each is the best by a reward of its own."""
     models = {f"v{i}": Llama(SHAPE, seed=i).eval() for i in (1, 2, 3)}
     kept: list[list] = []
-    best_start(models, lambda _, a: kept.append(a) or [0.0], Vocabulary(), DEV, TOY, 0)
+    best_start(
+        models, lambda _, a: kept.append(a) or [0.0] * len(a), Vocabulary(), DEV, TOY, 0
+    )
     for i, name in enumerate(models):
         best, found = best_start(
             models,
