@@ -105,7 +105,7 @@ def test_help_needs_no_torch():
     subprocess.run([sys.executable, "-c", code], env=env, check=True)
 
 
-def test_run_in_order_with_parameters_then_scoreboard(house, capsys):
+def test_run_with_parameters_then_scoreboard(house, capsys):
     record = "from cria import stages; from pathlib import Path\nimport os\n"
     record += "stages.ROOT = Path(os.environ['CRIA_CACHE']).parent\n"
     record += "from cria import findings\n"
@@ -114,7 +114,8 @@ def test_run_in_order_with_parameters_then_scoreboard(house, capsys):
     write(house, "01_toy", record.format(1))
     code, out, err = cria(capsys, "run", "--profile", "deep", "--seed", "3")
     assert (code, err) == (0, "")
-    assert out.index("[1/2] 01_toy done") < out.index("[2/2] 02_toy done")
+    assert "[1/2] 0" in out and "[2/2] 0" in out
+    assert "01_toy done in" in out and "02_toy done in" in out
     assert "shown (this run)" in out and "+3.50 ✓ (deep, seed 3)" in out
     assert "✗ not shown (this run)" in out
     executed = notebooks.read(house / "build/notebooks/02_toy.ipynb")
@@ -123,7 +124,7 @@ def test_run_in_order_with_parameters_then_scoreboard(house, capsys):
 
 def test_run_stops_at_the_first_failure_and_names_the_cell(house, capsys):
     write(house, "01_toy", "x = 1", "raise KeyError('no such llama')")
-    write(house, "02_toy", "print('never')")
+    write(house, "02_toy", "import time; time.sleep(100)")
     code, out, err = cria(capsys, "run")
     assert code == 1
     # title, parameters, injected parameters, x = 1, then the one that fails
@@ -264,17 +265,6 @@ def test_ticker_prints_now_and_then_and_a_line_that_stays(capsys):
     out = capsys.readouterr().out
     assert "01_toy cell 2/9" in out and "step 5/10 loss 1.2" in out
     assert "unseen" not in out and out.endswith("01_toy done\n")
-
-
-def test_remaining_time_scales_with_this_machine(house):
-    paths = [write(house, f"0{i}_toy") for i in (1, 2)]
-    assert notebooks.remaining(paths[:1], paths[1:], 10) is None  # nothing to go by
-    for path, seconds in zip(paths, (5, 20), strict=True):
-        notebook = notebooks.read(path)
-        notebook.metadata["cria"] = {"seconds": seconds}
-        nbformat.write(notebook, path)
-    assert notebooks.remaining(paths[:1], paths[1:], 10) == 40
-    assert notebooks.remaining(paths, [], 10) is None
 
 
 class Parrot:

@@ -9,21 +9,14 @@ built here, `stages.get` finds there.
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
-import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from multiprocessing.connection import wait
 from pathlib import Path
 
-from cria import stage_times, stages
+from cria import crew, stage_times, stages
 from cria.ahead_worker import work
+from cria.crew import Worker
 from cria.stage_table import STAGES, Stage
-
-MOST = 4  # workers: the recipe is a chain with side roads, not a broad field
-PATIENCE = 60.0  # seconds for a worker to save what it has, when we must stop
 
 
 class StageError(RuntimeError):
@@ -52,13 +45,6 @@ class State:
     built: tuple[str, float] | None = None
 
 
-def cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def build(
     wanted: Iterable[str],
     config: object = None,
@@ -79,7 +65,7 @@ def build(
     keep what they have, and is raised as StageError; Ctrl-C does so, too.
     Raises ValueError for an unknown stage.
     """
-    workers = workers or min(cores(), MOST)
+    workers = workers or min(crew.cores(), crew.MOST)
     if workers < 2:
         return []
     todo = stages.missing(wanted, config, seed, cache, table=table)
@@ -87,25 +73,25 @@ def build(
         return []
     plan = _Plan(todo, table, getattr(config, "profile", "course"))
     arguments = (config, seed, stages.cache_root(cache), table)
-    crew = [_Worker(arguments) for _ in range(min(workers, len(todo)))]
+    hands = [Worker(work, arguments) for _ in range(min(workers, len(todo)))]
     try:
-        while plan.waiting or any(w.name for w in crew):
-            for worker in crew:
+        while plan.waiting or any(w.name for w in hands):
+            for worker in hands:
                 if worker.name is None and (name := plan.next()):
                     worker.start(name)
-            watch(plan.state(crew))
-            for pipe in wait([w.pipe for w in crew if w.name], timeout=1.0):
-                _listen(next(w for w in crew if w.pipe is pipe), plan, crew, watch)
+            watch(plan.state(hands))
+            for worker in crew.heard(hands):
+                _listen(worker, plan, hands, watch)
     except BaseException:
-        _stop(crew)
+        crew.stop(hands)
         raise
     finally:
-        for worker in crew:
+        for worker in hands:
             worker.dismiss()
     return todo
 
 
-def _listen(worker: _Worker, plan: _Plan, crew: list[_Worker], watch: Callable) -> None:
+def _listen(worker: Worker, plan: _Plan, hands: list[Worker], watch: Callable) -> None:
     """One message of a worker."""
     name = worker.name
     try:
@@ -116,12 +102,12 @@ def _listen(worker: _Worker, plan: _Plan, crew: list[_Worker], watch: Callable) 
         ) from None
     if kind == "said":
         worker.line = details[0]
-        watch(plan.state(crew, line=worker.line))
+        watch(plan.state(hands, line=worker.line))
         return
     worker.name = None
     if kind == "built":
         plan.finished(name, worker.seconds)
-        watch(plan.state(crew, built=(name, worker.seconds)))
+        watch(plan.state(hands, built=(name, worker.seconds)))
     elif kind == "stopped":
         raise KeyboardInterrupt
     else:
@@ -151,64 +137,14 @@ class _Plan:
         for needs in self.waiting.values():
             needs.discard(name)
 
-    def state(self, crew: list[_Worker], line: str = "", built=None) -> State:
-        running = {w.name: w.seconds for w in crew if w.name}
+    def state(self, hands: list[Worker], line: str = "", built=None) -> State:
+        running = {w.name: w.seconds for w in hands if w.name}
         return State(
             self.total - len(self.waiting) - len(running),
             self.total,
             tuple(running),
-            line or next((w.line for w in crew if w.name and w.line), ""),
-            self.times.left(self.waiting, running, len(crew)),
+            line or next((w.line for w in hands if w.name and w.line), ""),
+            self.times.left(self.waiting, running, len(hands)),
             self.times.pace,
             built,
         )
-
-
-class _Worker:
-    """A process and our end of its pipe; `name` is what it builds, or None."""
-
-    def __init__(self, arguments: tuple) -> None:
-        # A forked copy of a process that has used torch can hang: start afresh.
-        context = multiprocessing.get_context("spawn")
-        self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=work, args=(theirs, *arguments))
-        self.process.start()
-        theirs.close()
-        self.name: str | None = None
-        self.line, self.began = "", 0.0
-
-    @property
-    def seconds(self) -> float:
-        return time.monotonic() - self.began
-
-    def start(self, name: str) -> None:
-        self.name, self.line, self.began = name, "", time.monotonic()
-        self.pipe.send(name)
-
-    def dismiss(self) -> None:
-        """Let it end, which it does at once if it has nothing to do."""
-        self.pipe.close()
-        self.process.join(5)
-        self.process.kill()
-
-
-def _stop(crew: list[_Worker]) -> None:
-    """Interrupt those who build, and wait until they have saved what they have."""
-    busy = [w for w in crew if w.name and w.process.is_alive()]
-    for worker in busy:
-        os.kill(worker.process.pid, signal.SIGINT)
-    end = time.monotonic() + PATIENCE
-    try:
-        while busy and (left := end - time.monotonic()) > 0:
-            for pipe in wait([w.pipe for w in busy], left):
-                worker = next(w for w in busy if w.pipe is pipe)
-                try:
-                    saying = worker.pipe.recv()[0] == "said"
-                except (EOFError, OSError):
-                    saying = False
-                if not saying:
-                    busy.remove(worker)
-    except KeyboardInterrupt:  # a second Ctrl-C: at once
-        pass
-    for worker in busy:
-        worker.process.kill()

@@ -34,7 +34,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def execute(arguments: argparse.Namespace) -> None:
     """Run notebooks in the course profile and save them in place, stamped."""
-    from cria import config, notebooks, stage_times, watching
+    from cria import config, notebook_times, notebooks, stage_times, watching
 
     paths = understood(notebooks.find, arguments.notebooks)
     profile, seed = notebooks.DEFAULTS["profile"], notebooks.DEFAULTS["seed"]
@@ -42,6 +42,7 @@ def execute(arguments: argparse.Namespace) -> None:
     for path in paths:
         ticker = watching.Ticker(path.stem)
         seconds = notebooks.execute_in_place(path, notebooks.built(), ticker)
+        notebook_times.renew(path, seconds)
         ticker.close(f"{path.stem} executed in {names.duration(seconds)}")
     stage_times.renew()
 
@@ -82,36 +83,47 @@ def through(
     out: Path,
     after: Callable[[Path], object] = lambda path: None,
 ) -> None:
-    """Build what the notebooks need, then run them one after the other into `out`.
+    """Build what the notebooks need, then run them into `out`, one a core.
 
     after: called with every notebook when it has run.
     """
-    from cria import notebooks, watching
+    from cria import together, watching
 
     models(paths, config, seed)
     # The notebook runs in its own folder: a settings file must be found from there.
     profile = str(Path(profile).resolve()) if Path(profile).is_file() else profile
-    begun = time.monotonic()
-    for i, path in enumerate(paths):
-        label = f"[{i + 1}/{len(paths)}] {path.stem}"
-        ticker = watching.Ticker(label)
-        parameters = {"profile": profile, "seed": seed}
-        seconds = notebooks.run(path, out / path.name, parameters, ticker)
-        after(path)
-        gone = time.monotonic() - begun
-        left = notebooks.remaining(paths[: i + 1], paths[i + 1 :], gone)
-        ticker.close(
-            f"{label} done in {names.duration(seconds)}"
-            + (f", about {names.duration(left)} left" if left else "")
-        )
+    ticker, begun = watching.Ticker("notebooks"), time.monotonic()
+
+    def told(state: together.State) -> None:
+        left = ""
+        if state.left is not None and (state.running or state.done < state.total):
+            left = f", about {names.duration(state.left)} left"
+        if state.ran:
+            path, seconds = state.ran
+            after(path)
+            done = f"[{state.done}/{state.total}] {path.stem} done"
+            ticker.stay(f"{done} in {names.duration(seconds)}{left}")
+            return
+        gone = names.duration(time.monotonic() - begun)
+        at_work = ", ".join(map(where, state.running.items()))
+        lines = [at.line for at in state.running.values() if at and at.line]
+        done = f"{state.done}/{state.total} done, {gone} gone{left}; "
+        ticker.say(f"{done}{at_work}  {lines[0] if len(lines) == 1 else ''}".rstrip())
+
+    def where(running: tuple[str, watching.Progress | None]) -> str:
+        name, at = running
+        return f"{name} cell {at.cell}/{at.cells}" if at else f"{name} begins"
+
+    together.run(paths, out, {"profile": profile, "seed": seed}, watch=told)
 
 
 def models(paths: Sequence[Path], config: object, seed: int) -> None:
     """Build the stages that the notebooks will ask for, and say how far we are."""
-    from cria import ahead, notebooks, watching
+    from cria import ahead, crew, notebook_times, notebooks, watching
 
     wanted = dict.fromkeys(name for path in paths for name in notebooks.needs(path))
-    after = sum(notebooks.expected_seconds(path) or 0 for path in paths)
+    after = sum(notebook_times.read(paths).values())
+    after /= max(min(crew.cores(), crew.MOST, len(paths)), 1)
     ticker = watching.Ticker("models")
     begun = time.monotonic()
 

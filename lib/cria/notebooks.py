@@ -26,8 +26,8 @@ WIDGET = "application/vnd.jupyter.widget-view+json"
 class NotebookError(RuntimeError):
     """A cell failed. `traceback` is the cell's, as text."""
 
-    def __init__(self, name: str, cell: int, error: str, traceback: str) -> None:
-        super().__init__(f"{name} stopped in cell {cell}: {error}")
+    def __init__(self, said: str, traceback: str = "") -> None:
+        super().__init__(said)
         self.traceback = traceback
 
 
@@ -70,7 +70,8 @@ def run(
 
     `watch` is called as cells begin and as they print.
     Raises ValueError for a parameter that the notebook does not have (papermill only
-    warns), NotebookError when a cell fails; `out` then ends with that cell.
+    warns), NotebookError when a cell fails; `out` then ends with that cell. When the
+    run is interrupted, `out` is left as it was.
     """
     import papermill
     from papermill.exceptions import PapermillExecutionError
@@ -83,22 +84,27 @@ def run(
                 f"{path.stem} has no parameter {name}: its parameters cell must set it."
             )
     out.parent.mkdir(parents=True, exist_ok=True)
+    growing = out.with_name(f".{out.stem}.{os.getpid()}.ipynb")  # a cell at a time
     start = time.monotonic()
-    with watching(watch, cells=len(notebook.cells) + bool(parameters)):
-        try:
+    try:
+        with watching(watch, cells=len(notebook.cells) + bool(parameters)):
             papermill.execute_notebook(
                 str(path.resolve()),
-                str(out.resolve()),
+                str(growing.resolve()),
                 parameters=parameters,
                 kernel_name=KERNEL["name"],
                 progress_bar=False,
                 log_output=watch is not None,
                 cwd=str(path.resolve().parent),
             )
-        except PapermillExecutionError as error:
-            text = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(error.traceback))
-            said = f"{error.ename}: {error.evalue}"
-            raise NotebookError(path.stem, error.cell_index + 1, said, text) from None
+        os.replace(growing, out)
+    except PapermillExecutionError as error:
+        os.replace(growing, out)
+        text = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(error.traceback))
+        at = f"{path.stem} stopped in cell {error.cell_index + 1}"
+        raise NotebookError(f"{at}: {error.ename}: {error.evalue}", text) from None
+    finally:
+        growing.unlink(missing_ok=True)
     return time.monotonic() - start
 
 
@@ -160,23 +166,6 @@ def needs(path: Path) -> list[str]:
     """The stages that it asked for when its outputs were made; [] if never made."""
     stamped = read(path).metadata.get("cria", {}).get("stages", [])
     return [name for name in stamped if name in stages.STAGES]
-
-
-def expected_seconds(path: Path) -> float | None:
-    """How long the notebook took when its outputs were made; None if unknown."""
-    return read(path).metadata.get("cria", {}).get("seconds")
-
-
-def remaining(done: list[Path], left: list[Path], gone: float) -> float | None:
-    """Seconds that `left` may take, when `done` took `gone`; None if unknown.
-
-    The saved times say how the notebooks compare; this run says how fast we are.
-    """
-    past = [expected_seconds(path) for path in done]
-    ahead = [expected_seconds(path) for path in left]
-    if not left or None in past or None in ahead or not sum(past):
-        return None
-    return gone * sum(ahead) / sum(past)
 
 
 def code_digest(notebook: nbformat.NotebookNode) -> str:

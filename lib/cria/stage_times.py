@@ -58,10 +58,19 @@ def renew() -> int:
 
 
 class Times:
-    """What stages `todo` may still take, given what the first of them took."""
+    """What `todo`, in order, may still take, given what the first of it took.
 
-    def __init__(self, todo: list[str], table: Mapping[str, Stage], profile: str):
-        known = read()
+    table: what each waits for, as `needs`.  known: seconds, default those of stages.
+    """
+
+    def __init__(
+        self,
+        todo: list[str],
+        table: Mapping[str, Stage],
+        profile: str,
+        known: Mapping[str, float] | None = None,
+    ):
+        known = read() if known is None else known
         usual = median(known.values()) if known else 1.0
         self.expected = {name: known.get(name, usual) for name in todo}
         self.known = bool(known)

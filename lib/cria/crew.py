@@ -1,0 +1,136 @@
+"""Processes of our own that each do one thing at a time, and stop cleanly.
+
+The parent holds a `Worker` for each and hands it what to do; the process runs `serve`.
+Between them goes a pipe with tuples: the parent sends what is asked for, the process
+sends ("said", …) any number of times, and then its answer.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import re
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable
+from multiprocessing.connection import Connection, wait
+
+MOST = 4  # workers: neither stages nor notebooks are a broad field
+PATIENCE = 60.0  # seconds for a worker to save what it has, when we must stop
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+class Worker:
+    """A process and our end of its pipe; `name` is what it is at, or None.
+
+    work: called in the process with its end of the pipe and the arguments.
+    """
+
+    def __init__(self, work: Callable, arguments: tuple = ()) -> None:
+        # A forked copy of a process that has used torch can hang: start afresh.
+        context = multiprocessing.get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(target=work, args=(theirs, *arguments))
+        self.process.start()
+        theirs.close()
+        self.name: str | None = None
+        self.line, self.began = "", 0.0
+
+    @property
+    def seconds(self) -> float:
+        """How long it has been at it."""
+        return time.monotonic() - self.began
+
+    def start(self, name: str, asked: object = None) -> None:
+        """Let it do `asked` (default: what the name says)."""
+        self.name, self.line, self.began = name, "", time.monotonic()
+        self.pipe.send(name if asked is None else asked)
+
+    def dismiss(self) -> None:
+        """Let it end, which it does at once if it has nothing to do."""
+        self.pipe.close()
+        self.process.join(5)
+        self.process.kill()
+
+
+def heard(crew: list[Worker], seconds: float = 1.0) -> list[Worker]:
+    """Those at work who have something to say, waited for so long at most."""
+    pipes = wait([worker.pipe for worker in crew if worker.name], timeout=seconds)
+    return [worker for worker in crew if worker.pipe in pipes]
+
+
+def stop(crew: Iterable[Worker]) -> None:
+    """Interrupt those at work, and wait until they have saved what they have."""
+    busy = [w for w in crew if w.name and w.process.is_alive()]
+    for worker in busy:
+        os.kill(worker.process.pid, signal.SIGINT)
+    end = time.monotonic() + PATIENCE
+    try:
+        while busy and (left := end - time.monotonic()) > 0:
+            for worker in heard(busy, left):
+                try:
+                    saying = worker.pipe.recv()[0] == "said"
+                except (EOFError, OSError):
+                    saying = False
+                if not saying:
+                    busy.remove(worker)
+    except KeyboardInterrupt:  # a second Ctrl-C: at once
+        pass
+    for worker in busy:
+        worker.process.kill()
+
+
+def serve(pipe: Connection, do: Callable[[object], tuple]) -> None:
+    """The life of a worker: answer what comes through the pipe, until it is closed."""
+    os.setpgrp()  # Ctrl-C reaches the parent alone, which then tells us once
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    # For this process and those it starts; read when torch is imported.
+    os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
+    sys.stdout = sys.stderr = _Lines(pipe)
+    try:
+        while True:
+            asked = pipe.recv()
+            try:
+                answer = do(asked)
+            except KeyboardInterrupt:
+                answer = ("stopped",)
+            pipe.send(answer)
+    except (EOFError, KeyboardInterrupt, BrokenPipeError):
+        return
+
+
+def _end_with(parent: int) -> None:
+    """A worker whose parent was killed would go on for minutes: end it."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
+class _Lines:
+    """A standard output whose lines go to the parent; of a bar, the newest state."""
+
+    encoding = "utf-8"
+
+    def __init__(self, pipe: Connection) -> None:
+        self._pipe = pipe
+
+    def write(self, text: str) -> int:
+        lines = [part.strip() for part in re.split(r"[\r\n]", text) if part.strip()]
+        if lines:
+            self._pipe.send(("said", lines[-1]))
+        return len(text)
+
+    def flush(self) -> None:
+        pass
+
+    def isatty(self) -> bool:
+        return False
