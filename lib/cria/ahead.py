@@ -86,8 +86,7 @@ def build(
         crew.stop(hands)
         raise
     finally:
-        for worker in hands:
-            worker.dismiss()
+        crew.dismiss(hands)
     return todo
 
 

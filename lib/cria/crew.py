@@ -54,17 +54,21 @@ class Worker:
         self.name, self.line, self.began = name, "", time.monotonic()
         self.pipe.send(name if asked is None else asked)
 
-    def dismiss(self) -> None:
-        """Let it end, which it does at once if it has nothing to do."""
-        self.pipe.close()
-        self.process.join(5)
-        self.process.kill()
-
 
 def heard(crew: list[Worker], seconds: float = 1.0) -> list[Worker]:
     """Those at work who have something to say, waited for so long at most."""
     pipes = wait([worker.pipe for worker in crew if worker.name], timeout=seconds)
     return [worker for worker in crew if worker.pipe in pipes]
+
+
+def dismiss(crew: Iterable[Worker]) -> None:
+    """Let them end, which they do at once if they have nothing to do."""
+    crew = list(crew)
+    for worker in crew:
+        worker.pipe.close()
+    for worker in crew:
+        worker.process.join(5)
+        worker.process.kill()
 
 
 def stop(crew: Iterable[Worker]) -> None:

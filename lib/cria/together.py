@@ -81,8 +81,7 @@ def run(
         crew.stop(hands)
         raise
     finally:
-        for worker in hands:
-            worker.dismiss()
+        crew.dismiss(hands)
 
 
 def _alone(plan: _Plan, parameters: dict, watch: Callable) -> None:

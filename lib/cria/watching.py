@@ -90,6 +90,8 @@ class _Listener(logging.Handler):
         line = ""
         if begins := re.match(r"Executing Cell (\d+)-", text):
             self._cell = int(begins[1])
+        elif re.match(r"Ending Cell \d+-", text):
+            return
         else:
             # A progress bar rewrites its line: only its newest state is of interest.
             lines = [part.strip() for part in re.split(r"[\r\n]", text) if part.strip()]
