@@ -35,7 +35,7 @@ def test_a_page_with_the_paper_beside_it(capsys):
 
 
 def test_the_tiny_profiles_and_files_of_one_s_own_are_planned_too(capsys, tmp_path):
-    assert cria(capsys, "course")[1].startswith("course: 1,016,960 parameters")
+    assert cria(capsys, "course")[1].startswith("course: 1,049,728 parameters")
     own = tmp_path / "own.yaml"
     own.write_text("extends: smoke\npretrain: {steps: 30}\n")
     code, out, _ = cria(capsys, str(own), "--json")

@@ -130,7 +130,7 @@ def copy_with(tmp_path, file, old, new):
         ("words.csv", "animal,goat", "animal,hen", "words.csv, line 3, column 'en'"),
         ("words.csv", "poule,f", "poule,x", "words.csv, line 2, column 'fr_gender'"),
         ("rhymes.csv", "ball,wall", "ball,hat", "rhymes.csv, line 3, column 'second'"),
-        ("tips.csv", "mallets,train", "mallets,trian", "tips.csv, line 2.*'train'"),
+        ("tips.csv", "canes,train", "canes,trian", "tips.csv, line 2.*'train'"),
         ("harm.yaml", "how: [masks, ropes]", "how: [masks]", "risks.illicit.*entry 1"),
         ("harm.yaml", "evasions:", "evasion:", "no key 'evasions'.*'evasion'"),
         ("judge.yaml", "  closing:", "  closng:", "helpfulness.closing"),
