@@ -8,7 +8,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
-from cria import cli, config, findings, notebooks, recorded, settings_read, stages
+from cria import cli, config, crew, findings, notebooks, recorded, settings_read, stages
 from cria.stage_table import STAGES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -116,7 +116,8 @@ def cria(capsys, *words):
     return code, said.out, said.err
 
 
-def test_record_goes_on_where_it_stopped(house, capsys):
+def test_record_goes_on_where_it_stopped(house, capsys, monkeypatch):
+    monkeypatch.setattr(crew, "cores", lambda: 1)  # then the order is certain
     for id in (1, 2):
         write(house, f"0{id}_toy", RECORD.format(id=id))
     (house / "broken").touch()
