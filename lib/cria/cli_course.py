@@ -96,7 +96,7 @@ def through(
 
     def told(state: together.State) -> None:
         left = ""
-        if state.left is not None and (state.running or state.done < state.total):
+        if state.left is not None and state.left >= 1:  # else: any moment now
             left = f", about {names.duration(state.left)} left"
         if state.ran:
             path, seconds = state.ran
@@ -106,7 +106,11 @@ def through(
             return
         gone = names.duration(time.monotonic() - begun)
         at_work = ", ".join(map(where, state.running.items()))
-        lines = [at.line for at in state.running.values() if at and at.line]
+        lines = [
+            at.line
+            for at in state.running.values()
+            if at and at.line[:1] not in ("", "<")
+        ]
         done = f"{state.done}/{state.total} done, {gone} gone{left}; "
         ticker.say(f"{done}{at_work}  {lines[0] if len(lines) == 1 else ''}".rstrip())
 
