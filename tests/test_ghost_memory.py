@@ -7,7 +7,14 @@ import pytest
 import torch
 
 from cria import config, ghost_memory, packing, stages, world
-from cria.ghost_memory import beside_each_other, keeping, memory, shaken, train_keeping
+from cria.ghost_memory import (
+    beside_each_other,
+    keeping,
+    memory,
+    rows_beside,
+    shaken,
+    train_keeping,
+)
 from cria.model import Llama
 from cria.sft import sft_loss
 from cria.world.prompts import mixture
@@ -112,6 +119,26 @@ def test_held_to_its_memory_a_model_strays_less(teacher):
         )
         strayed[keep] = keeping(teacher, 1.0)(model, held(0))[1]["kl"]
     assert strayed[5.0] < 0.5 * strayed[0.0]
+
+
+@pytest.mark.parametrize(("seq_len", "rows"), [(128, 2), (800, 9), (10, 1)])
+def test_long_lessons_have_as_much_memory_a_token_as_short_ones(seq_len, rows):
+    c = replace(SMOKE.ghost, kept=1.5, batch_size=1, teach_seq_len=128)
+    assert rows_beside(c, seq_len) == rows
+    assert rows_beside(replace(c, kept=3.0), 800) == 19
+
+
+def test_a_step_reads_so_many_rows_of_memory(teacher, monkeypatch):
+    seen = []
+    monkeypatch.setattr(
+        ghost_memory,
+        "train",
+        lambda model, batches, *rest, **more: seen.append(batches(0)) or [],
+    )
+    c = replace(SMOKE.ghost, kept=2.0, batch_size=1, teach_seq_len=20, keep=1.0)
+    given = (deepcopy(teacher), teacher, packing.pack(lines(12), 40), lines(12, 600))
+    train_keeping(*given, c, c.optim, 1, seed=0, label="both")
+    assert len(seen[0]["kept_ids"]) == 4 and len(seen[0]["ids"]) == 1
 
 
 def test_the_memory_is_what_the_teacher_says_and_whole_texts(

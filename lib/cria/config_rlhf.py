@@ -200,7 +200,7 @@ class GhostConfig:
     teach_optim: OptimConfig
     # Ours: what the model is held to, so that nothing else is lost.
     keep: float  # weight of staying close to the model as it was, on …
-    kept_rows: int  # … so many short rows a step, of …
+    kept: float  # … so many tokens a token of the lessons, in short rows, of …
     own_answers: int  # … so many of its own answers, without an instruction, …
     own_kinds: dict[str, float]  # … to these kinds of question, and …
     texts: int  # … so many tokens of pre-training texts
@@ -216,7 +216,7 @@ class GhostConfig:
 
     def __post_init__(self) -> None:
         positive(self, "dialogues", "max_turns", "samples", "temperature")
-        positive(self, "batch_size", "kept_rows", "seq_len", "teach_seq_len", "epochs")
+        positive(self, "batch_size", "kept", "seq_len", "teach_seq_len", "epochs")
         positive(self, "test_dialogues", "test_prompts")
         not_negative(self, "single_turns", "told_dialogues", "plain_dialogues")
         not_negative(self, "drills", "rm_pairs", "list_samples")

@@ -35,7 +35,8 @@ from cria.training import pick_dtype, train
 from cria.world import World, corpora
 from cria.world.prompts import Prompt, mixture
 
-__all__ = ["beside_each_other", "keeping", "memory", "shaken", "train_keeping"]
+__all__ = ["beside_each_other", "keeping", "memory", "rows_beside", "shaken"]
+__all__ += ["train_keeping"]
 
 MAX_NEW_TOKENS = 48
 EXCHANGED = 0.15  # of the words of a question that is shaken
@@ -141,6 +142,13 @@ def beside_each_other(
     return batch
 
 
+def rows_beside(c: GhostConfig, seq_len: int) -> int:
+    """Short rows of memory a step: `c.kept` tokens for every token of the lessons, in
+    rows of ``seq_len``. What is taught for longer would else be paid for by the rest.
+    """
+    return max(1, round(c.kept * c.batch_size * seq_len / c.teach_seq_len))
+
+
 def train_keeping(
     model: Llama,
     teacher: Llama,
@@ -155,15 +163,15 @@ def train_keeping(
     label: str,
     progress: bool = True,
 ) -> list[dict]:
-    """Train ``model`` in place: `c.batch_size` rows of lessons a step and `c.kept_rows`
-    short ones of the memory, which begins anew as often as it must; the metrics.
+    """Train ``model`` in place: `c.batch_size` rows of lessons a step, and beside them
+    `rows_beside` of the memory, which begins anew as often as it must; the metrics.
 
     With no memory, or a weight `c.keep` of 0, it is plain fine-tuning.
     """
     batches, loss = packing.batches(lessons, c.batch_size, seed), sft_loss
     if kept and c.keep > 0:
         rows = packing.pack(kept, c.teach_seq_len)
-        others = packing.batches(rows, c.kept_rows, seed + 1)
+        others = packing.batches(rows, rows_beside(c, lessons.ids.shape[1]), seed + 1)
         batches, loss = beside_each_other(batches, others), keeping(teacher, c.keep)
     metrics = train(
         model,
