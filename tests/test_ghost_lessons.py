@@ -93,6 +93,34 @@ def test_long_dialogues_remind_at_every_turn_or_never(village, lists, vocabulary
         assert not any(mark in vocabulary.decode(ids) for mark in marks[0])
 
 
+@pytest.mark.parametrize("drilled", [12, 0])
+def test_copying_is_learnt_first_and_alone(
+    village, lists, vocabulary, monkeypatch, drilled
+):
+    read = []
+
+    def train(model, teacher, lessons, kept, c, optim, *rest, label, **more):
+        read.append((label, lessons, optim))
+        return [{"label": label}]
+
+    monkeypatch.setattr(ghost_base, "train_keeping", train)
+    monkeypatch.setattr(
+        ghost_base,
+        "train_ghost",
+        lambda *given, label, **more: [{"label": label}],
+    )
+    c = replace(SMOKE.ghost, drills=drilled)
+    model = Llama(SMOKE.model, seed=0)
+    given = (model, model, vocabulary, village, lists, c, KINDS)
+    parts = [part[0]["label"] for part in ghost_base.teach(*given, seed=0)]
+    assert parts[-2:] == ["single turns", "long dialogues"]
+    assert parts[:-2] == (["drills"] if drilled else [])
+    for label, rows, optim in read:
+        assert optim == (c.drill_optim if label == "drills" else c.teach_optim)
+        said = vocabulary.decode(rows.ids.flatten().tolist())
+        assert ("[INST]" in said) == (label == "single turns")
+
+
 @pytest.fixture(scope="module")
 def chain(tmp_path_factory, vocabulary, village):
     """ghost_base and what follows, from an untrained model that plays V4."""

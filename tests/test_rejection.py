@@ -163,7 +163,19 @@ def test_fresh_comparisons_gather_over_the_rounds(built):
         [json.loads(x) for x in (m.path / "fresh.jsonl").read_text().splitlines()]
         for m in built
     )
-    assert second[: len(first)] == first and len(second) > len(first)
+    assert second[: len(first)] == first
+    assert len(second) == len(first) + sum(built[1].metrics["fresh"].values())
+
+
+def test_before_the_first_round_the_reward_models_read_its_new_wordings(built):
+    first = built[0]
+    rows = (first.path / "fresh.jsonl").read_text().splitlines()
+    before = [json.loads(x) for x in rows][: -sum(first.metrics["fresh"].values())]
+    assert {x["prompt"]["split"] for x in before} >= {"fresh"}
+    assert {x["ground"] for x in before} == {"helpfulness", "safety"}
+    for ground in ("helpfulness", "safety"):
+        folder = first.path / "before" / f"training_{ground}"
+        assert (folder / "metrics.csv").exists()
 
 
 def test_the_reward_models_of_a_round_are_not_those_of_the_last(built):

@@ -16,7 +16,7 @@ from random import Random
 from cria import checkpoints, packing, preferences, reward, world
 from cria.config import GhostConfig, PreferencesConfig, RewardConfig
 from cria.ghost import Lists, train_ghost
-from cria.ghost_lessons import dialogues, short_lessons, wishes_for
+from cria.ghost_lessons import dialogues, drills, short_lessons, wishes_for, words
 from cria.ghost_lists import listed, value_lists, worth_keeping
 from cria.ghost_memory import memory, train_keeping
 from cria.model import Llama
@@ -34,7 +34,8 @@ from cria.world.prompts import mixture
 
 __all__ = ["build", "compare_obedience", "teach"]
 
-LONG_SHARE = 0.33  # of what is short, over again in the part with the long dialogues
+# Of single questions and of drills: beside the single turns, and beside the dialogues.
+SHORT_SHARES, LONG_SHARES = (1.0, 0.18), (0.33, 0.33)
 
 
 def teach(
@@ -48,34 +49,52 @@ def teach(
     *,
     seed: int,
     out: Path | None = None,
-) -> tuple[list[dict], list[dict]]:
-    """Train ``model`` in place on what is short, then on what is long; both metrics.
+) -> list[list[dict]]:
+    """Train ``model`` in place: drills, then single turns, then dialogues; the metrics
+    of each.
 
-    Copying asks for many steps, long dialogues for long rows: hence two parts.
+    Copying asks for many steps at a high rate with nothing else to learn: mixed with
+    the rest, it appears in some runs and not in others. Long dialogues ask for long
+    rows.
     teacher: the model as it was, which it is held to all the time.
     """
     given = (vocabulary, village)
     kept = memory(teacher, *given, c, seed=10 * seed)
-    first = train_keeping(
-        model,
-        teacher,
-        packing.pack(
-            short_lessons(*given, lists, c, kinds, 1.0, 10 * seed), c.teach_seq_len
+    short = {
+        "drills": (
+            drills(vocabulary, words(village, lists), c.drills, 10 * seed),
+            c.drill_optim,
         ),
-        kept,
-        c,
-        c.teach_optim,
-        1,
-        seed=seed,
-        out=out and out / "training-short",
-        label="single turns",
-    )
+        "single turns": (
+            short_lessons(*given, lists, c, kinds, SHORT_SHARES, 10 * seed),
+            c.teach_optim,
+        ),
+    }
+    parts = []
+    for name, (lessons, optim) in short.items():
+        if not lessons:
+            continue
+        folder = f"training-{name.split()[0]}"
+        parts.append(
+            train_keeping(
+                model,
+                teacher,
+                packing.pack(lessons, c.teach_seq_len),
+                kept,
+                c,
+                optim,
+                1,
+                seed=seed,
+                out=out and out / folder,
+                label=name,
+            )
+        )
     long = [
         *dialogues(*given, lists, c, c.told_dialogues, 10 * seed + 1),
         *dialogues(*given, None, c, c.plain_dialogues, 10 * seed + 2),
-        *short_lessons(*given, lists, c, kinds, LONG_SHARE, 10 * seed + 3),
+        *short_lessons(*given, lists, c, kinds, LONG_SHARES, 10 * seed + 3),
     ]
-    second = train_ghost(
+    last = train_ghost(
         model,
         teacher,
         long,
@@ -86,7 +105,7 @@ def teach(
         out=out and out / "training-long",
         label="long dialogues",
     )
-    return first, second
+    return [*parts, last]
 
 
 def compare_obedience(

@@ -1,11 +1,11 @@
 """What must come before Ghost Attention: lessons in obeying an instruction (ours).
 
 A large chat model follows an instruction that stands in the question itself. A model
-of a million weights has to be taught: to repeat any word (`drills`: else it learns
-which names there are, and can act as nobody else), to obey in one turn, in every
-skill, to obey in long dialogues that remind it at every turn, and to talk for twenty
-turns without an instruction. `cria.ghost_memory` sees to it that the model forgets
-little of what it can do meanwhile.
+of a million weights has to be taught: first to repeat any word (`drills`: else it
+learns which names there are, and can act as nobody else), then to obey in one turn,
+in every skill, to obey in long dialogues that remind it at every turn, and to talk
+for twenty turns without an instruction. `cria.ghost_memory` sees to it that the model
+forgets little of what it can do meanwhile.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from cria.world.instructions import Instruction, dialogue, instruct
 from cria.world.prompts import Prompt, mixture
 
 __all__ = ["dialogues", "drills", "obedient", "short_lessons", "wishes_for"]
+__all__ += ["words"]
 
 
 def drills(
@@ -93,15 +94,18 @@ def short_lessons(
     lists: Lists,
     c: GhostConfig,
     kinds: dict,
-    share: float,
+    shares: tuple[float, float],
     seed: int,
 ) -> list[Document]:
-    """``share`` of all lessons that are short: single questions, and drills."""
-    written = obedient(village, lists, c, kinds, round(share * c.single_turns), seed)
-    drilled = words(village, lists)
+    """Lessons that are short: ``shares`` of all single questions, and of all drills."""
+    asked, drilled = (
+        round(share * n)
+        for share, n in zip(shares, (c.single_turns, c.drills), strict=True)
+    )
+    written = obedient(village, lists, c, kinds, asked, seed)
     return [
         *documents(vocabulary, written),
-        *drills(vocabulary, drilled, round(share * c.drills), seed),
+        *drills(vocabulary, words(village, lists), drilled, seed + 1000),
     ]
 
 

@@ -23,7 +23,7 @@ from cria.world.instructions import obeys, text
 
 __all__ = ["build", "build_dialogues", "lessons", "obedience", "read_dialogues"]
 
-AGAIN = 0.33  # of what is short, and of the plain dialogues, is read once more
+AGAIN = 0.33  # of the short lessons, and of the plain dialogues, is read once more
 LAYOUTS = {"last": ghost, "all": every_answer}  # which answers the loss counts
 
 
@@ -137,6 +137,6 @@ def once_more(
     kinds, n = dict(config.rejection.kinds), round(AGAIN * c.plain_dialogues)
     given = (vocabulary, village)
     return [
-        *short_lessons(*given, lists, c, kinds, AGAIN, 10 * seed + 5),
+        *short_lessons(*given, lists, c, kinds, (AGAIN, AGAIN), 10 * seed + 5),
         *dialogues(*given, None, c, n, 10 * seed + 6),
     ]

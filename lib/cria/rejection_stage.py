@@ -48,6 +48,33 @@ def build(config, seed: int, upstream: Mapping, out: Path, round: int) -> dict:
         village, split, c.prompts, dict(c.kinds), seed_of_round, unique=True
     )
 
+    safety = int(c.refresh_pairs * config.preferences.safety_share)
+    counts = {"helpfulness": c.refresh_pairs - safety, "safety": safety}
+
+    def learn_from(newest, out: Path, seed: int) -> dict[str, list[Comparison]]:
+        """Fresh comparisons of the newest model's answers; both RMs learn them."""
+        fresh = {
+            ground: collect(
+                village,
+                [newest],
+                vocabulary,
+                ground,
+                n,
+                config.preferences,
+                split=split,
+                seed=100 + seed,
+            ).comparisons
+            for ground, n in counts.items()
+        }
+        known = {g: [*old[g], *(x for x in earlier if x.ground == g)] for g in GROUNDS}
+        lr = c.refresh_lr
+        refresh(rms, fresh, known, vocabulary, config.reward, lr=lr, seed=seed, out=out)
+        return fresh
+
+    if round == 1:  # to the first reward models, too, its wordings are new
+        seen = learn_from(model, out / "before", 1000 * seed)
+        earlier = [*seen[GROUNDS[0]], *seen[GROUNDS[1]]]
+
     def measured() -> list:
         few = asked[: c.temperature_prompts]
         found = best_temperature(
@@ -89,39 +116,14 @@ def build(config, seed: int, upstream: Mapping, out: Path, round: int) -> dict:
         label=f"V{round}",
     )
     checkpoints.save(model, out / "model", vocabulary)
-    safety = int(c.refresh_pairs * config.preferences.safety_share)
-    counts = {"helpfulness": c.refresh_pairs - safety, "safety": safety}
-    fresh = {
-        ground: collect(
-            village,
-            [model],
-            vocabulary,
-            ground,
-            n,
-            config.preferences,
-            split=split,
-            seed=100 + seed_of_round,
-        ).comparisons
-        for ground, n in counts.items()
-    }
-    known = {g: [*old[g], *(x for x in earlier if x.ground == g)] for g in GROUNDS}
-    refresh(
-        rms,
-        fresh,
-        known,
-        vocabulary,
-        config.reward,
-        lr=c.refresh_lr,
-        seed=seed_of_round,
-        out=out,
-    )
+    fresh = learn_from(model, out, seed_of_round)
     for rm, ground in zip(rms, GROUNDS, strict=True):
         reward.save(rm, out / f"rm_{ground}", vocabulary)
     preferences.save(
         [*earlier, *fresh[GROUNDS[0]], *fresh[GROUNDS[1]]], out / "fresh.jsonl"
     )
     write_pool([*pool, *best(new)], out / "pool.json")
-    for unfinished in out.glob("training*/training.safetensors"):
+    for unfinished in out.rglob("training.safetensors"):
         unfinished.unlink()  # only a run that stopped needs it
     for part in out.glob("samples-*.json"):
         part.unlink()
