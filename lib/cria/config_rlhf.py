@@ -197,8 +197,7 @@ class GhostConfig:
     drills: int  # lines of words to be said again: how copying is learnt
     rm_pairs: int  # comparisons that show a reward model what obeying is
     teach_seq_len: int  # of the rows of what is short
-    drill_optim: OptimConfig  # of the drills, which come first
-    teach_optim: OptimConfig  # of the single turns
+    teach_optim: OptimConfig
     # Ours: what the model is held to, so that nothing else is lost.
     keep: float  # weight of staying close to the model as it was, on …
     kept: float  # … so many tokens a token of the lessons, in short rows, of …

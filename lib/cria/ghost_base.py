@@ -34,8 +34,9 @@ from cria.world.prompts import mixture
 
 __all__ = ["build", "compare_obedience", "teach"]
 
+FIRST = 0.5  # of the drills
 # Of single questions and of drills: beside the single turns, and beside the dialogues.
-SHORT_SHARES, LONG_SHARES = (1.0, 0.18), (0.33, 0.33)
+SHORT_SHARES, LONG_SHARES = (1.0, 1 - FIRST), (0.33, 0.33)
 
 
 def teach(
@@ -53,17 +54,18 @@ def teach(
     """Train ``model`` in place: drills, then single turns, then dialogues; the metrics
     of each.
 
-    Copying asks for many steps at a high rate with nothing else to learn: mixed with
-    the rest, it appears in some runs and not in others. Long dialogues ask for long
-    rows.
+    Copying asks for many steps at a high rate, some of them with nothing else to learn:
+    mixed with the rest from the start, it appears in some runs and not in others. Long
+    dialogues ask for long rows.
     teacher: the model as it was, which it is held to all the time.
     """
     given = (vocabulary, village)
     kept = memory(teacher, *given, c, seed=10 * seed)
+    n_first = round(FIRST * c.drills)
     short = {
         "drills": (
-            drills(vocabulary, words(village, lists), c.drills, 10 * seed),
-            c.drill_optim,
+            drills(vocabulary, words(village, lists), n_first, 10 * seed),
+            replace(c.teach_optim, min_lr_ratio=1.0),
         ),
         "single turns": (
             short_lessons(*given, lists, c, kinds, SHORT_SHARES, 10 * seed),
