@@ -12,11 +12,13 @@ import re
 import time
 from collections.abc import Callable
 from pathlib import Path
-
-import nbformat
+from typing import TYPE_CHECKING
 
 from cria import __version__, asked, fingerprint, names, stages
 from cria.watching import Progress, watching
+
+if TYPE_CHECKING:  # imported where it is used: every notebook would wait for it
+    import nbformat
 
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 DEFAULTS = {"profile": "course", "seed": 0}
@@ -120,6 +122,8 @@ def execute_in_place(
             raise ValueError(
                 f"the parameters cell of {path.stem} must say {name} = {value!r}."
             )
+    import nbformat
+
     scratch.mkdir(parents=True, exist_ok=True)
     wanted = scratch / f".{path.stem}.asked"
     wanted.unlink(missing_ok=True)
@@ -180,6 +184,8 @@ def outputs_digest(notebook: nbformat.NotebookNode) -> str:
 
 def read(path: Path) -> nbformat.NotebookNode:
     """Read a notebook. Raises ValueError when it is not one."""
+    import nbformat
+
     try:
         return nbformat.read(path, as_version=4)
     except (nbformat.reader.NotJSONError, nbformat.ValidationError, AttributeError):
