@@ -114,6 +114,7 @@ def execute_in_place(
     path: Path, scratch: Path, watch: Callable[[Progress], None] | None = None
 ) -> float:
     """Run a notebook with its own defaults and save it, clean and stamped."""
+    import nbformat
     import papermill
 
     for name, value in DEFAULTS.items():
@@ -122,8 +123,6 @@ def execute_in_place(
             raise ValueError(
                 f"the parameters cell of {path.stem} must say {name} = {value!r}."
             )
-    import nbformat
-
     scratch.mkdir(parents=True, exist_ok=True)
     wanted = scratch / f".{path.stem}.asked"
     wanted.unlink(missing_ok=True)
