@@ -86,7 +86,7 @@ def run(
                 f"{path.stem} has no parameter {name}: its parameters cell must set it."
             )
     out.parent.mkdir(parents=True, exist_ok=True)
-    growing = out.with_name(f".{out.stem}.{os.getpid()}.ipynb")  # a cell at a time
+    growing = out.with_name(f".{out.stem}.{os.getpid()}.ipynb")
     start = time.monotonic()
     try:
         with watching(watch, cells=len(notebook.cells) + bool(parameters)):
@@ -97,6 +97,7 @@ def run(
                 kernel_name=KERNEL["name"],
                 progress_bar=False,
                 log_output=watch is not None,
+                request_save_on_cell_execute=False,
                 cwd=str(path.resolve().parent),
             )
         os.replace(growing, out)
