@@ -61,8 +61,8 @@ def patient(config, seed, upstream, out):
     """Saves when it is interrupted, and goes on from there."""
     if (out / "half").exists():
         return {"went_on": True}
-    told(out, "begin patient")
-    try:
+    try:  # from here on: an interruption may come right after the diary's line
+        told(out, "begin patient")
         time.sleep(60)
     except KeyboardInterrupt:
         time.sleep(0.3)
