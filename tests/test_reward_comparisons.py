@@ -16,6 +16,7 @@ from cria import (
     reward_comparisons,
     reward_training,
     side_by_side,
+    smaller,
     stages,
     tokenizer,
     world,
@@ -28,6 +29,7 @@ from cria.reward_arms import arm, bimodality, epochs, fit, grown, measured
 from cria.reward_comparisons import ALL, QUESTIONS
 from cria.reward_data import encode
 from cria.reward_training import train_reward_model
+from cria.smaller import shape
 from cria.world.prompts import prompts
 
 SMOKE = config.load("smoke")
@@ -69,7 +71,7 @@ def folders(tmp_path_factory):
     texts = [turn for prompt in ASKED for _, turn in prompt.turns]
     texts += ["Yes, no.", "0 1 2 3 4 5 6 7 8 9"]
     made = tokenizer.train(texts, PIECES, root / "tokenizer.model")
-    for name, seed in (("base", 1), ("sft_a", 2)):
+    for name, seed in (("base", 1), ("sft_a", 2), ("rs_small", 3)):
         checkpoints.save(Llama(SHAPE, seed=seed), root / name, made)
     return root
 
@@ -95,7 +97,7 @@ def given(folders):
         "preferences": SimpleNamespace(path=folders / "preferences"),
         "rm_control": SimpleNamespace(metrics={"control": "the control's numbers"}),
     }
-    for name in ("base", "sft_a"):
+    for name in ("base", "sft_a", "rs_small"):
         upstream[name] = SimpleNamespace(file=lambda f, n=name: folders / n / f)
     profile = replace(
         SMOKE,
@@ -221,11 +223,8 @@ def test_pairs_read_again_and_again_are_learnt_by_heart(folders):
 def test_another_size_goes_through_the_whole_recipe(folders, monkeypatch):
     """Same text, same demonstrations, same steps; its own size and learning rate."""
     rates = {}
-    for where, name in (
-        (reward_arms.pretrain, "train"),
-        (reward_arms.sft, "train"),
-        (reward_arms, "train"),
-    ):
+    for where in (smaller.pretrain, smaller.sft, reward_arms):
+        name = "train"
         real = getattr(where, name)
 
         def spy(*args, _real=real, _where=where.__name__, **kw):
@@ -237,20 +236,22 @@ def test_another_size_goes_through_the_whole_recipe(folders, monkeypatch):
     sft = replace(SMOKE.sft, demonstrations=20, seq_len=128)
     profile = SimpleNamespace(pretrain=pretrain, sft=sft, reward=TOY)
     learnt = {"few": made_up(8), "all": made_up(24)}
-    found = grown(
-        SHAPE,
-        2.0,
-        profile,
-        folders / "tokenizer.model",
-        learnt,
-        {"helpfulness": made_up(10, seed=1)},
-        seed=0,
-    )
+    test = {"helpfulness": made_up(10, seed=1)}
+    given = (SHAPE, 2.0, profile, folders / "tokenizer.model", learnt, test)
+    found = grown(*given, seed=0)
     assert found["weights"] == sum(p.numel() for p in Llama(SHAPE).parameters())
     assert [found["data"][name]["pairs"] for name in learnt] == [8, 24]
     assert rates["cria.pretrain"] == [(2 * 1e-3, 3)]
     assert [lr for lr, _ in rates["cria.sft"]] == [2 * sft.optim.lr]
     assert rates["cria.reward_arms"] == [(2 * TOY.optim.lr, n) for n in (1, 3)]
+
+    # Its chat model, if that is there already, is taken as it is.
+    words = tokenizer.Tokenizer(folders / "tokenizer.model")
+    chat = smaller.grown(SHAPE, 2.0, profile, words, seed=0, progress=False)
+    checkpoints.save(chat, folders / "chat", words)
+    rates.clear()
+    assert grown(*given, seed=0, chat=folders / "chat") == found
+    assert list(rates) == ["cria.reward_arms"]
 
 
 # Measuring
@@ -386,6 +387,15 @@ def test_less_data_is_a_part_of_more(given):
         assert counts[:-1] == [max(1, round(x * whole)) for x in given_shares]
         assert all(parts[ALL][: len(part)] == part for part in parts.values())
     assert [learnt(jobs[share]) for share in shares] == [parts[s] for s in shares]
+
+
+def test_the_chat_model_of_a_size_that_is_there_is_not_trained_again(given):
+    jobs, _ = arms(given, "growth")
+    ready = SMOKE.rejection_comparisons.small_model
+    for name in SMOKE.comparisons.reward_models:
+        chat = jobs[name]["chat"]
+        assert chat is None if name != ready else chat.name == "rs_small"
+        assert (jobs[name]["model_config"], jobs[name]["faster"]) == shape(SMOKE, name)
 
 
 def test_starts_differ_in_the_trunk(given):

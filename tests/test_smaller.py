@@ -27,12 +27,12 @@ def words(tmp_path_factory):
 
 def test_it_is_smaller_and_its_steps_are_larger():
     course = config.load("course")
-    made, faster = shape(course)
-    small = course.comparisons.reward_models[course.rejection_comparisons.small_model]
-    assert made.n_params < course.model.n_params / 2
-    assert (made.dim, made.n_layers) == (small.dim, small.n_layers)
-    assert made.vocab_size == course.model.vocab_size
-    assert faster * course.pretrain.optim.lr == pytest.approx(small.lr)
+    for name, small in course.comparisons.reward_models.items():
+        made, faster = shape(course, name)
+        assert made.n_params < course.model.n_params / 2
+        assert (made.dim, made.n_layers) == (small.dim, small.n_layers)
+        assert made.vocab_size == course.model.vocab_size
+        assert faster * course.pretrain.optim.lr == pytest.approx(small.lr)
     assert quicker(course.sft.optim, 2.0).lr == 2 * course.sft.optim.lr
 
 

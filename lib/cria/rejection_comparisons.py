@@ -149,7 +149,7 @@ def _distill(given: _Given) -> dict[str, Job]:
     big = of_round(read_pool(given.upstream["v4"].path / "pool.json"), 4)
     asked = [s.prompt for s in big]
     own = sampled(given.config, given.seed, given.upstream, small, asked, 3)
-    _, faster = shape(given.config)
+    _, faster = shape(given.config, given.config.rejection_comparisons.small_model)
     c = given.config.rejection
     c = replace(c, optim=quicker(c.optim, faster))
     return {

@@ -15,8 +15,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from cria import checkpoints, packing, pretrain, sft, world
-from cria.config import ModelConfig, OptimConfig, RewardConfig
+from cria import checkpoints, smaller
+from cria.config import ModelConfig, RewardConfig
 from cria.model import Llama
 from cria.preferences import Comparison
 from cria.reward import RewardModel
@@ -204,38 +204,25 @@ def grown(
     *,
     seed: int,
     own_logprob: bool = False,
+    chat: Path | None = None,
 ) -> dict:
     """A network of another size through the whole recipe, then its reward models.
 
-    The text, its amount and the demonstrations are those of `config`'s own model, and
-    so are the batches. Small networks bear larger steps: every learning rate is
-    ``faster`` times as high. config: with the sections pretrain, sft and reward.
+    chat: the folder of its chat model; without one `smaller.grown` makes it, and here
+    as there every learning rate is ``faster`` times as high. config: with the sections
+    pretrain, sft and reward.
 
     Returns "weights" (their number) and "data": for each name in ``learnt`` what `arm`
     returns after those comparisons.
     """
-    village, words = world.load(), Tokenizer(vocabulary)
-
-    def quick(optim: OptimConfig) -> OptimConfig:
-        return replace(optim, lr=optim.lr * faster)
-
-    c = config.pretrain
-    n_rows = c.steps * c.batch_size
-    rows = pretrain.world_rows(village, words, c.mix, n_rows, c.seq_len, seed)
-    trunk, _ = pretrain.train_base(
-        model_config,
-        rows,
-        c.batch_size,
-        quick(c.optim),
-        seed=seed,
-        dtype=c.dtype,
-        progress=False,
-    )
-    c = replace(config.sft, optim=quick(config.sft.optim))
-    written = sft.documents(words, sft.collect(village, c, "a", seed), c.separator)
-    lay = packing.pack if c.packing else packing.unpacked
-    sft.train_sft(trunk, lay(written, c.seq_len), c, seed=seed, progress=False)
-    c = replace(config.reward, optim=quick(config.reward.optim))
+    words = Tokenizer(vocabulary)
+    if chat is None:
+        given = (model_config, faster, config, words)
+        trunk = smaller.grown(*given, seed=seed, progress=False)
+    else:
+        trunk = checkpoints.load(chat)
+    c = config.reward
+    c = replace(c, optim=smaller.quicker(c.optim, faster))
     data = {}
     for name, part in learnt.items():
         pairs = encode(words, part, c.margins[c.margin])

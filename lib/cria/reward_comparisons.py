@@ -14,7 +14,7 @@ from pathlib import Path
 from random import Random
 from types import SimpleNamespace
 
-from cria import reward_training, side_by_side
+from cria import reward_training, side_by_side, smaller
 from cria.config import RewardConfig
 from cria.preferences import Comparison
 from cria.reward_arms import arm, epochs, grown
@@ -136,24 +136,22 @@ def _growth(given: _Given) -> dict[str, Job]:
     """Less and more data, for smaller networks and for the course's (Fig. 6).
 
     All in the paper's plain form: ours is handed what size and data would have to
-    bring. What the course's network makes of all pairs is the stage `rm_plain`.
+    bring. What the course's network makes of all pairs is the stage `rm_plain`, and
+    the chat model of one of the sizes the stage `rs_small`.
     """
     config, c, pairs = given.config, given.config.comparisons, given.helpful
+    ready = config.rejection_comparisons.small_model
     learnt = {
         f"{share:g}": pairs[: max(1, round(share * len(pairs)))]
         for share in c.reward_shares
     }
-    jobs: dict[str, Job] = {
-        name: {
+    jobs: dict[str, Job] = {}
+    for name in reversed(c.reward_models):  # the longest first
+        model_config, faster = smaller.shape(config, name)
+        jobs[name] = {
             "function": grown,
-            "model_config": replace(
-                config.model,
-                dim=small.dim,
-                n_layers=small.n_layers,
-                n_heads=small.n_heads,
-                n_kv_heads=small.n_kv_heads,
-            ),
-            "faster": small.lr / config.pretrain.optim.lr,
+            "model_config": model_config,
+            "faster": faster,
             "config": SimpleNamespace(
                 pretrain=config.pretrain, sft=config.sft, reward=config.reward
             ),
@@ -161,9 +159,8 @@ def _growth(given: _Given) -> dict[str, Job]:
             "learnt": learnt | {ALL: pairs},
             "test": {"helpfulness": given.data["test"]["helpfulness"]},
             "seed": given.seed,
+            "chat": given.folder("rs_small") if name == ready else None,
         }
-        for name, small in reversed(c.reward_models.items())  # the longest first
-    }
     return jobs | {
         name: given.job(part, own_logprob=False) for name, part in learnt.items()
     }

@@ -169,10 +169,19 @@ STAGES: dict[str, Stage] = {
         sections=("reward", "comparisons"),
         options={"question": "joint"},
     ),
+    "rs_small": Stage(
+        "cria.smaller:build",
+        needs=("sft_a",),
+        sections=("model", "pretrain", "sft", *RS_SMALL),
+        data=WORLD,
+    ),
     "rm_growth": Stage(
         "cria.reward_comparisons:build",
-        needs=("sft_a", "preferences"),
-        sections=("model", "pretrain", "sft", "reward", "comparisons"),
+        needs=("sft_a", "preferences", "rs_small"),
+        sections=(
+            *("model", "pretrain", "sft", "reward", "comparisons"),
+            "rejection_comparisons.small_model",
+        ),
         data=WORLD,
         options={"question": "growth"},
     ),
@@ -261,12 +270,6 @@ STAGES: dict[str, Stage] = {
         ),
         data=WORLD,
         options={"question": "pool"},
-    ),
-    "rs_small": Stage(
-        "cria.smaller:build",
-        needs=("sft_a",),
-        sections=("model", "pretrain", "sft", *RS_SMALL),
-        data=WORLD,
     ),
     "rs_distill": Stage(
         "cria.rejection_comparisons:build",
