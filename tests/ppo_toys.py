@@ -25,6 +25,7 @@ TOY = replace(
     max_new_tokens=6,
     dev_every=2,
     patience=99,
+    average=0.0,
     kl_budget=1e9,
     dtype="float32",
 )

@@ -16,7 +16,7 @@ VILLAGE = world.load()
 def test_every_iteration_asks_other_training_prompts_of_the_same_kinds():
     ask = asked(VILLAGE, SMOKE, 40, seed=0)
     first, second = ask(0), ask(1)
-    assert len(first) == 40 and {p.split for p in first + second} == {"train", "fresh"}
+    assert len(first) == 40 and {p.split for p in first + second} == {"fresh"}
     assert [p.id for p in first] == [p.id for p in ask(0)]
     assert [p.id for p in first] != [p.id for p in second]
     assert [p.id for p in first] != [p.id for p in asked(VILLAGE, SMOKE, 40, 1)(0)]
@@ -48,37 +48,56 @@ def test_no_texts_where_they_weigh_nothing():
     assert texts(VILLAGE, replace(SMOKE, ppo=c), Words(), seed=0) is None
 
 
-def test_the_start_is_the_candidate_that_scores_highest():
-    """Whichever of them it is: each is the best by a reward of its own."""
-    models = {f"v{i}": Llama(SHAPE, seed=i).eval() for i in (1, 2, 3)}
-    kept: list[list] = []
-    best_start(
-        models, lambda _, a: kept.append(a) or [0.0] * len(a), Vocabulary(), DEV, TOY, 0
-    )
-    for i, name in enumerate(models):
-        best, found = best_start(
-            models,
-            lambda _, answers, i=i: [float(answers == kept[i])] * len(answers),
-            Vocabulary(),
-            DEV,
-            TOY,
-            seed=0,
-        )
-        assert best == name and found == {n: float(n == name) for n in models}
-
-
-@pytest.mark.parametrize(("lead", "taken"), [(0.1, "new"), (3.0, "old")])
-def test_a_lead_within_chance_is_no_lead(lead, taken):
-    """`old` scores higher by ``lead``, on half of the prompts lower by 1."""
-    models = {name: Llama(SHAPE, seed=1).eval() for name in ("old", "new")}
-    turn = iter(("old", "new"))
+def started(scores, dev=DEV):
+    """The best start of models with these scores, prompt by prompt, oldest first."""
+    models = {name: Llama(SHAPE, seed=1).eval() for name in scores}
+    turn = iter(scores.values())
 
     def score(_, answers):
-        ups = [lead + 1, lead - 1] if next(turn) == "old" else [0.0, 0.0]
-        return [ups[i % 2] for i in range(len(answers))]
+        given = next(turn)
+        return [given[i % len(given)] for i in range(len(answers))]
 
-    best, found = best_start(models, score, Vocabulary(), DEV, TOY, 0)
-    assert best == taken and found["old"] == pytest.approx(lead)
+    return best_start(models, score, Vocabulary(), dev, TOY, seed=0)
+
+
+def test_the_start_is_the_candidate_that_wins():
+    """Whichever of them it is: each is the best by a reward of its own."""
+    for best in ("v1", "v2", "v3"):
+        taken, wins = started({n: [float(n == best)] for n in ("v1", "v2", "v3")})
+        assert taken == best
+        assert wins == {n: 0.5 if n == best else 0.0 for n in ("v1", "v2", "v3")}
+
+
+def test_answers_of_each_candidate_are_scored():
+    models = {f"v{i}": Llama(SHAPE, seed=i).eval() for i in (1, 2)}
+    seen: list[list] = []
+    best_start(
+        models, lambda _, a: seen.append(a) or [0.0] * len(a), Vocabulary(), DEV, TOY, 0
+    )
+    assert len(seen) == 2 and seen[0] != seen[1]
+
+
+@pytest.mark.parametrize(
+    ("old", "taken"),
+    [
+        ([1.0, -1.0], "new"),  # as often ahead as behind
+        ([1.0, 1.0, 1.0, -1.0], "old"),  # ahead on three of four of 16: beyond chance
+        ([9.0, -1.0, -1.0, -1.0], "new"),  # far ahead on few prompts: no win
+        ([0.0], "new"),  # of equals the newest
+    ],
+)
+def test_who_wins_on_more_prompts_is_better_and_chance_is_no_lead(old, taken):
+    best, wins = started({"old": old, "new": [0.0]})
+    assert best == taken and wins[taken] == 0.5
+    if taken == "new":
+        ahead = sum(x > 0 for x in old) + sum(x == 0 for x in old) / 2
+        assert wins["old"] == pytest.approx(ahead / len(old))
+
+
+def test_where_each_is_beaten_by_another_the_newest_is_taken():
+    """Each wins on two of three prompts against the one before it, round and round."""
+    turns = {"v1": [0.0, 1.0, 2.0], "v2": [1.0, 2.0, 0.0], "v3": [2.0, 0.0, 1.0]}
+    assert started(turns, dev=DEV * 9)[0] == "v3"
 
 
 def test_the_scorer_is_the_rewards_of_rejection_sampling(monkeypatch):

@@ -28,6 +28,7 @@ from cria.model import Llama
 from cria.ppo_rollout import experience, sampled
 from cria.ppo_training import (
     best_look,
+    follow,
     look,
     optimizer_of,
     ppo_step,
@@ -284,6 +285,43 @@ def test_the_policy_that_is_left_is_that_of_the_best_look():
     assert best_look(rows, config.kl_budget) == 4 and len(kept) == 5
     assert same_bits(policy, kept[3]) and not same_bits(kept[3], kept[5])
     assert not policy.training
+
+
+def test_looks_see_the_running_mean_of_the_policies_and_it_is_what_is_left():
+    def looked_at(average):
+        seen = []
+        config = replace(TOY, average=average, dev_every=1)
+        policy, rows = run(config, watch=lambda m: seen.append(copy.deepcopy(m)) or {})
+        assert same_bits(policy, seen[best_look(rows, config.kl_budget)])
+        return [net.output.weight.detach() for net in seen]
+
+    policies, means = looked_at(0.0), looked_at(0.75)
+    expected = policies[0]
+    for policy, mean in zip(policies, means, strict=True):
+        expected = 0.75 * expected + 0.25 * policy
+        torch.testing.assert_close(mean, expected)
+    assert not torch.equal(means[-1], policies[-1])
+
+
+@pytest.mark.parametrize(("average", "weight"), [(0.0, 4.0), (0.75, 1.0), (0.95, 0.2)])
+def test_the_mean_follows_the_policy(average, weight):
+    mean, policy = Llama(SHAPE, seed=0), Llama(SHAPE, seed=0)
+    for net, value in ((mean, 0.0), (policy, 4.0)):
+        for p in net.parameters():
+            p.data.fill_(value)
+    follow(mean, policy, average)
+    for p in mean.parameters():
+        torch.testing.assert_close(p.data, torch.full_like(p, weight))
+    assert all(bool((p == 4).all()) for p in policy.parameters()), "left as it was"
+
+
+def test_the_mean_earns_as_much_closer_to_the_start():
+    """Of a bandit pushed hard: nearly all of the reward, at less KL."""
+    hard = replace(BANDIT, iterations=40, dev_every=40)
+    _, last = run(hard)
+    _, mean = run(replace(hard, average=0.9))
+    assert mean[-1]["dev_score"] > 0.9 * last[-1]["dev_score"] > 0
+    assert mean[-1]["dev_kl"] < last[-1]["dev_kl"]
 
 
 def test_a_policy_beyond_the_budget_is_not_kept():

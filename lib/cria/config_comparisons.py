@@ -89,7 +89,15 @@ class PPOComparisonsConfig:
     batch_size: int = 128  # prompts an iteration
     minibatch_size: int = 32
     iterations: int = 20
-    hard_lr: float = 5e-4  # constant, where it is pushed too far
+    kinds: dict[str, float] = field(  # the SFT model has refusals still to learn
+        default_factory=lambda: {
+            **{"fact": 0.16, "tell": 0.08, "three": 0.11, "sum": 0.12, "rhyme": 0.10},
+            **{"translate": 0.14, "followup": 0.10, "harm": 0.06, "borderline": 0.13},
+        }
+    )
+    wordings: str = "train+fresh"  # the splits whose prompts they ask
+    lr: float = 1.2e-4  # constant, for so few steps from the SFT model
+    hard_lr: float = 5e-4  # … and where it is pushed too far
     betas: tuple[float, ...] = (0.0, 0.03, 0.3)  # … with these weights of the KL
     dev_prompts: int = 36
     look_every: int = 4  # iterations
@@ -99,9 +107,10 @@ class PPOComparisonsConfig:
     gold_answers: int = 100  # at least, to the prompts of a kind together
 
     def __post_init__(self) -> None:
-        positive(self, "batch_size", "minibatch_size", "iterations", "hard_lr")
+        positive(self, "batch_size", "minibatch_size", "iterations", "lr", "hard_lr")
         positive(self, "dev_prompts", "look_every", "few_prompts", "few_answers")
         positive(self, "gold_per_kind", "gold_answers")
+        shares(self, "kinds")
         ok = len(self.betas) > 0 and min(self.betas) >= 0
         need(ok, "betas", "{key} must be a list of numbers, 0 or more")
         need(

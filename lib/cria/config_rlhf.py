@@ -149,6 +149,7 @@ class PPOConfig:
     text_coef: float  # ours: weight of foretelling pre-training texts beside …
     text_rows: int  # ours: … so many rows a gradient step (`rejection.text_mix`)
     no_eos_penalty: float  # taken off the whitened score of an answer without an end
+    average: float  # ours: of the old in the running mean of policies that is kept
     kl_budget: float  # nats an answer: no policy farther from the start is kept
     temperature: float
     max_new_tokens: int
@@ -163,6 +164,11 @@ class PPOConfig:
         positive(self, "patience", "kl_budget", "value_lr", "text_rows")
         not_negative(self, "beta", "value_coef", "text_coef", "no_eos_penalty")
         fraction(self, "safety_gate", "gamma", "lam")
+        need(
+            0 <= self.average < 1,
+            "average",
+            f"{{key}} is {self.average}; it must be at least 0 and below 1",
+        )
         shares(self, "kinds")
         need(
             self.temperature == 1,

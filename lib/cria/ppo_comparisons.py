@@ -66,14 +66,18 @@ class _Given:
 
     @property
     def ppo(self) -> PPOConfig:
-        """The road's PPO in small: fewer answers, a constant rate, never stopped."""
+        """The road's PPO in small: fewer answers to prompts of its own, a constant
+        rate, never stopped; what counts is the last policy and no mean."""
         c = self.c
         return replace(
             self.config.ppo,
             batch_size=c.batch_size,
             minibatch_size=c.minibatch_size,
-            optim=replace(self.config.ppo.optim, schedule="constant"),
+            kinds=c.kinds,
+            wordings=c.wordings,
+            optim=replace(self.config.ppo.optim, lr=c.lr, schedule="constant"),
             text_coef=0.0,
+            average=0.0,
             kl_budget=FREE,
             patience=1 + c.iterations,
             dev_prompts=c.dev_prompts,

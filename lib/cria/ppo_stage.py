@@ -74,19 +74,32 @@ def best_start(
     config: PPOConfig,
     seed: int,
 ) -> tuple[str, dict[str, float]]:
-    """The best candidate on held-out prompts, and the mean score of all of them.
+    """The newest candidate that no other beats on held-out prompts, and the win rates.
 
-    candidates: oldest first.  Of those that the prompts cannot tell from the highest
-    (its lead, prompt by prompt, is within 1.96 standard errors) the newest is taken.
+    candidates: oldest first. Each answers every prompt once. One *beats* another if it
+    scores higher on more than half of the prompts, beyond chance (1.96 standard
+    errors). Only who wins on a prompt counts, and not by how much: raw scores of two
+    reward models have no common scale, and a mean would go by the larger one.
+    The win rate of each is that against the one that is taken (ties: half).
     """
     given = {}
     for name, model in candidates.items():
         _, answers, _ = sampled(model, vocabulary, dev, config, seed)
         given[name] = torch.tensor(score(dev, answers))
-    found = {name: float(scores.mean()) for name, scores in given.items()}
-    best = given[max(found, key=found.get)]
-    level = [name for name, scores in given.items() if not _beyond(best - scores)]
-    return level[-1], found
+
+    def won(name: str, other: str) -> torch.Tensor:
+        """1 for every prompt that is won, −1 for one that is lost, 0 for a tie."""
+        return (given[name] - given[other]).sign()
+
+    newest_first = list(reversed(given))
+    unbeaten = [
+        name
+        for name in newest_first
+        if not any(_beyond(won(other, name)) for other in given)
+    ]
+    taken = (unbeaten or newest_first)[0]
+    rates = {name: 0.5 + float(won(name, taken).mean()) / 2 for name in given}
+    return taken, rates
 
 
 def _beyond(lead: torch.Tensor) -> bool:
@@ -103,7 +116,7 @@ def build(config, seed: int, upstream: Mapping, out: Path) -> dict:
     kinds = dict(c.kinds)
     dev = mixture(village, "dev", c.dev_prompts, kinds, seed)
     models = {name: stage.model() for name, stage in upstream.items()}
-    start, scores = best_start(models, score, vocabulary, dev, c, seed)
+    start, wins = best_start(models, score, vocabulary, dev, c, seed)
     policy = models[start]
 
     def watch(policy: Llama) -> dict[str, float]:
@@ -129,7 +142,7 @@ def build(config, seed: int, upstream: Mapping, out: Path) -> dict:
     (out / "training" / CHECKPOINT).unlink()  # only a run that stopped needs it
     return {
         "start": start,
-        "start_scores": scores,
+        "start_wins": wins,
         "rows": rows,
         "chosen": best_look(rows, c.kl_budget),
         "answers": c.batch_size * (len(rows) - 1),

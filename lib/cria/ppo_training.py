@@ -23,7 +23,7 @@ from cria.tokenizer import Tokenizer
 from cria.training import Batch, TrainingError, lm_loss, pick_dtype
 from cria.world.prompts import Prompt
 
-__all__ = ["best_look", "look", "ppo_step", "stop", "train_ppo", "update"]
+__all__ = ["best_look", "follow", "look", "ppo_step", "stop", "train_ppo", "update"]
 
 
 def train_ppo(
@@ -41,7 +41,10 @@ def train_ppo(
     label: str = "PPO",
     progress: bool = True,
 ) -> list[dict]:
-    """Train ``policy`` in place, and leave it as it was at its best look; the rows.
+    """Train ``policy`` in place, and leave it as its mean at the best look; the rows.
+
+    The mean is that of the policies so far (`follow`): it is what looks see, and what
+    is kept. Steps at a high rate wander; their mean earns as much, closer to the start.
 
     score: raw R_c of answers.  ask(i): the prompts of iteration i.  dev: prompts that
     are only looked at, every `config.dev_every` iterations.  texts(k): rows of texts
@@ -53,8 +56,8 @@ def train_ppo(
     last one and ends where it would have ended.
     """
     actor, reference = ActorCritic(policy), copy.deepcopy(policy).eval()
-    optimizer = optimizer_of(actor, config)
-    saved = _Saved(out, actor, optimizer, config, seed, ask(0), vocabulary)
+    optimizer, mean = optimizer_of(actor, config), copy.deepcopy(policy).eval()
+    saved = _Saved(out, actor, mean, optimizer, config, seed, ask(0), vocabulary)
     rows = saved.load() or [{"iteration": 0}]
     done = len(rows) - 1
     with Progress(label, config.iterations, done=done, silent=not progress) as lines:
@@ -62,8 +65,8 @@ def train_ppo(
             i = len(rows) - 1
             due = i % config.dev_every == 0 or i == config.iterations
             if due and "dev_score" not in rows[-1]:
-                seen = look(policy, reference, score, vocabulary, dev, config, seed)
-                rows[-1] |= seen | watch(policy)
+                seen = look(mean, reference, score, vocabulary, dev, config, seed)
+                rows[-1] |= seen | watch(mean)
                 saved.save(rows, better=best_look(rows, config.kl_budget) == i)
             if stop(rows, config):
                 break
@@ -71,6 +74,7 @@ def train_ppo(
             batch = experience(actor, reference, score, vocabulary, ask(i), config, now)
             set_lr(optimizer, lr_at(i, config.optim, config.iterations))
             metrics = update(actor, optimizer, batch, config, now, i, texts)
+            follow(mean, policy, config.average)
             rows.append({"iteration": i + 1, **batch.summary(), **metrics})
             lines.step(
                 i + 1, f"score {rows[-1]['score']:.2f}", f"KL {rows[-1]['kl']:.2f}"
@@ -89,6 +93,17 @@ def optimizer_of(actor: ActorCritic, config: PPOConfig) -> torch.optim.Optimizer
     head = {"params": list(actor.value.parameters()), "weight_decay": 0.0}
     optimizer.add_param_group({**head, "lr": config.value_lr})
     return optimizer
+
+
+@torch.no_grad()
+def follow(mean: Llama, policy: Llama, average: float) -> None:
+    """mean ← average · mean + (1 − average) · policy, weight by weight, in place.
+
+    A running mean (Polyak & Juditsky 1992), of about the last 1/(1 − average)
+    policies and, until it has seen so many, of the start. 0: the policy itself.
+    """
+    for old, new in zip(mean.parameters(), policy.parameters(), strict=True):
+        old.lerp_(new, 1 - average)
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
@@ -198,12 +213,12 @@ def stop(rows: Sequence[dict], config: PPOConfig) -> bool:
 
 
 class _Saved:
-    """The run on disk, in one file: actor, optimizer, rows and the best policy."""
+    """The run on disk, in one file: actor, mean, optimizer, rows, and the best mean."""
 
-    def __init__(self, out, actor, optimizer, config, seed, first, vocabulary):
-        self.best = copy.deepcopy(actor.policy)
-        self.whole = nn.ModuleDict({"actor": actor, "best": self.best})
-        self.out, self.policy, self.optimizer = out, actor.policy, optimizer
+    def __init__(self, out, actor, mean, optimizer, config, seed, first, vocabulary):
+        self.best = copy.deepcopy(mean)
+        self.whole = nn.ModuleDict({"actor": actor, "mean": mean, "best": self.best})
+        self.out, self.mean, self.optimizer = out, mean, optimizer
         settings = {"seed": seed, **{k: str(v) for k, v in asdict(config).items()}}
         asked = " ".join(p.id for p in first).encode()
         self.run = resume.describe_run(
@@ -225,7 +240,7 @@ class _Saved:
 
     def save(self, rows: list[dict], better: bool) -> None:
         if better:
-            self.best.load_state_dict(self.policy.state_dict())
+            self.best.load_state_dict(self.mean.state_dict())
         if self.out is not None:
             state = resume.State(step=len(rows) - 1, rows=rows)
             resume.save(self.out, self.whole, self.optimizer, self.run, state)
