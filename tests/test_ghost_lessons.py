@@ -12,10 +12,18 @@ import torch
 from cria import checkpoints, config, ghost_base, ghost_stage, reward, stages, world
 from cria.evaluate import Answer
 from cria.ghost_dialogues import Talk, plans
-from cria.ghost_lessons import dialogues, drills, obedient, wishes_for, words
+from cria.ghost_lessons import (
+    dialogues,
+    drills,
+    obedient,
+    practised,
+    wishes_for,
+    words,
+)
 from cria.ghost_lists import held_out_lists, value_lists
 from cria.model import Llama
 from cria.reward import RewardModel
+from cria.selection import Sample, write_pool
 from cria.world.annotators import demonstrate
 from cria.world.instructions import Instruction, instruct, obeys
 from cria.world.judge import judge
@@ -122,6 +130,59 @@ def test_copying_is_learnt_first_and_alone(
         assert ("[INST]" in said) == (label == "single turns")
 
 
+def pool_of(village, vocabulary):
+    """Two answers to each of some questions, in two rounds; the later one is better."""
+    asked = [*mixture(village, "train", 6, {"sum": 1.0}), *mixture(village, "train", 2)]
+    asked = list({p.id: p for p in asked}.values())
+    return [
+        Sample(p, tuple(vocabulary.encode(f"{text} answer.", eos=True)), r, float(r))
+        for r, text in ((1, "poor"), (2, "good"))
+        for p in asked
+    ]
+
+
+def test_the_best_answer_to_every_question_is_practised_without_an_instruction(
+    village, vocabulary
+):
+    pool = pool_of(village, vocabulary)
+    questions = {s.prompt.id for s in pool}
+    made = practised(vocabulary, pool, {"sum": 0.5})
+    assert len(made) == len(questions), "sums have their share already"
+    for document in made:
+        assert vocabulary.decode(counted(document)) == "good answer."
+        assert counted(document)[-1] == vocabulary.eos_id
+    told = [vocabulary.decode(ids) for ids, _ in made]
+    for sample in pool:
+        assert any(sample.prompt.question in text for text in told)
+    rare = next(s.prompt.kind for s in pool if s.prompt.kind != "sum")
+    more = practised(vocabulary, pool, {rare: 0.5})
+    assert len(more) > len(made), "what is rare is repeated"
+    assert {str(d) for d in more} == {str(d) for d in made}
+
+
+def test_what_was_taught_is_given_back_in_part(village, vocabulary, chain, monkeypatch):
+    """Ghost Attention begins between the two models, at a tighter tie."""
+    seen = {}
+
+    def train(model, teacher, documents, kept, c, **more):
+        seen.update(model=model.output.weight.detach().clone(), c=c, docs=documents)
+        return [{"loss": 0.0, "seconds": 0.0}]
+
+    monkeypatch.setattr(ghost_stage, "train_ghost", train)
+    monkeypatch.setattr(ghost_stage.checkpoints, "save", lambda *given: None)
+    monkeypatch.setattr(ghost_stage.Path, "unlink", lambda path: None)
+    c = replace(SMOKE.ghost, taught=0.75, keep=1.0, keep_after=3.0)
+    ghost_stage.build(
+        replace(SMOKE, ghost=c), 0, chain, chain["ghost"].path,
+        dialogues_of="ghost_dialogues", loss="last", start="v4",
+    )  # fmt: skip
+    before, taught = (chain[n].model().output.weight for n in ("v4", "ghost_base"))
+    torch.testing.assert_close(seen["model"], (0.25 * before + 0.75 * taught).detach())
+    assert seen["c"] == replace(c, keep=3.0)
+    pool = practised(vocabulary, pool_of(village, vocabulary), dict(c.own_kinds))
+    assert all(document in seen["docs"] for document in pool)
+
+
 @pytest.fixture(scope="module")
 def chain(tmp_path_factory, vocabulary, village):
     """ghost_base and what follows, from an untrained model that plays V4."""
@@ -130,6 +191,7 @@ def chain(tmp_path_factory, vocabulary, village):
     model = Llama(SMOKE.model, seed=0)
     checkpoints.save(model, start / "model", vocabulary)
     reward.save(RewardModel(model, seed=1), start / "rm_helpfulness", vocabulary)
+    write_pool(pool_of(village, vocabulary), start / "pool.json")
     made = {"v4": artifact(start)}
     for name in ("ghost_base", "ghost_dialogues", "ghost"):
         out = root / name

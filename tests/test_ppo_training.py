@@ -28,7 +28,6 @@ from cria.model import Llama
 from cria.ppo_rollout import experience, sampled
 from cria.ppo_training import (
     best_look,
-    follow,
     look,
     optimizer_of,
     ppo_step,
@@ -301,18 +300,6 @@ def test_looks_see_the_running_mean_of_the_policies_and_it_is_what_is_left():
         expected = 0.75 * expected + 0.25 * policy
         torch.testing.assert_close(mean, expected)
     assert not torch.equal(means[-1], policies[-1])
-
-
-@pytest.mark.parametrize(("average", "weight"), [(0.0, 4.0), (0.75, 1.0), (0.95, 0.2)])
-def test_the_mean_follows_the_policy(average, weight):
-    mean, policy = Llama(SHAPE, seed=0), Llama(SHAPE, seed=0)
-    for net, value in ((mean, 0.0), (policy, 4.0)):
-        for p in net.parameters():
-            p.data.fill_(value)
-    follow(mean, policy, average)
-    for p in mean.parameters():
-        torch.testing.assert_close(p.data, torch.full_like(p, weight))
-    assert all(bool((p == 4).all()) for p in policy.parameters()), "left as it was"
 
 
 def test_the_mean_earns_as_much_closer_to_the_start():

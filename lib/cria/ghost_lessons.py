@@ -10,7 +10,7 @@ forgets little of what it can do meanwhile.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from random import Random
 
@@ -20,6 +20,7 @@ from cria.ghost import Lists, instructions
 from cria.ghost_dialogues import plans
 from cria.ghost_lists import held_out_lists
 from cria.packing import Document
+from cria.selection import Sample, balanced, best
 from cria.sft import documents
 from cria.tokenizer import Tokenizer
 from cria.world import World
@@ -27,8 +28,8 @@ from cria.world.annotators import Demonstration, demonstrate, restyle
 from cria.world.instructions import Instruction, dialogue, instruct
 from cria.world.prompts import Prompt, mixture
 
-__all__ = ["dialogues", "drills", "obedient", "short_lessons", "wishes_for"]
-__all__ += ["words"]
+__all__ = ["dialogues", "drills", "obedient", "practised", "short_lessons"]
+__all__ += ["wishes_for", "words"]
 
 
 def drills(
@@ -107,6 +108,22 @@ def short_lessons(
         *documents(vocabulary, written),
         *drills(vocabulary, words(village, lists), drilled, seed + 1000),
     ]
+
+
+def practised(
+    vocabulary: Tokenizer, pool: Sequence[Sample], kinds: Mapping[str, float]
+) -> list[Document]:
+    """The best answers of rejection sampling once more, without any instruction.
+
+    pool: one answer a prompt, or several of which the best counts.  kinds: kind of
+    prompt → share; the answers of a rare one are repeated.
+    """
+    made = []
+    for sample in balanced(best(pool), kinds):
+        prompt = chat.prompt_ids(vocabulary, sample.prompt.messages)
+        counts = [False] * len(prompt) + [True] * len(sample.ids)
+        made.append(([*prompt, *sample.ids], counts))
+    return made
 
 
 def words(village: World, lists: Lists) -> list[str]:

@@ -13,6 +13,7 @@ from torch import nn
 
 from cria import resume
 from cria.actor_critic import ActorCritic, answer_logprobs
+from cria.averaging import move_toward
 from cria.config import PPOConfig
 from cria.model import Llama
 from cria.optim import adamw, clip_, lr_at
@@ -23,7 +24,7 @@ from cria.tokenizer import Tokenizer
 from cria.training import Batch, TrainingError, lm_loss, pick_dtype
 from cria.world.prompts import Prompt
 
-__all__ = ["best_look", "follow", "look", "ppo_step", "stop", "train_ppo", "update"]
+__all__ = ["best_look", "look", "ppo_step", "stop", "train_ppo", "update"]
 
 
 def train_ppo(
@@ -43,8 +44,9 @@ def train_ppo(
 ) -> list[dict]:
     """Train ``policy`` in place, and leave it as its mean at the best look; the rows.
 
-    The mean is that of the policies so far (`follow`): it is what looks see, and what
-    is kept. Steps at a high rate wander; their mean earns as much, closer to the start.
+    The mean is a running one of the policies so far, the start among them, and it is
+    what looks see. Steps at a high rate wander; their mean earns as much, and stays
+    closer to the start (`cria.averaging`).
 
     score: raw R_c of answers.  ask(i): the prompts of iteration i.  dev: prompts that
     are only looked at, every `config.dev_every` iterations.  texts(k): rows of texts
@@ -74,7 +76,7 @@ def train_ppo(
             batch = experience(actor, reference, score, vocabulary, ask(i), config, now)
             set_lr(optimizer, lr_at(i, config.optim, config.iterations))
             metrics = update(actor, optimizer, batch, config, now, i, texts)
-            follow(mean, policy, config.average)
+            move_toward(mean, policy, 1 - config.average)
             rows.append({"iteration": i + 1, **batch.summary(), **metrics})
             lines.step(
                 i + 1, f"score {rows[-1]['score']:.2f}", f"KL {rows[-1]['kl']:.2f}"
@@ -93,17 +95,6 @@ def optimizer_of(actor: ActorCritic, config: PPOConfig) -> torch.optim.Optimizer
     head = {"params": list(actor.value.parameters()), "weight_decay": 0.0}
     optimizer.add_param_group({**head, "lr": config.value_lr})
     return optimizer
-
-
-@torch.no_grad()
-def follow(mean: Llama, policy: Llama, average: float) -> None:
-    """mean ← average · mean + (1 − average) · policy, weight by weight, in place.
-
-    A running mean (Polyak & Juditsky 1992), of about the last 1/(1 − average)
-    policies and, until it has seen so many, of the start. 0: the policy itself.
-    """
-    for old, new in zip(mean.parameters(), policy.parameters(), strict=True):
-        old.lerp_(new, 1 - average)
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:

@@ -1,0 +1,32 @@
+"""Means of weights: between two networks of one shape that began as one.
+
+A network half way between two trained ones would be nonsense if each had begun with
+weights of its own. Fine-tuned from the same start, the way between them is short and
+straight, and the loss along it low (Wortsman et al. 2022): a mean keeps much of what
+either can do.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+__all__ = ["move_toward"]
+
+
+@torch.no_grad()
+def move_toward(model: nn.Module, other: nn.Module, share: float) -> None:
+    """model ← (1 − share) · model + share · other, weight by weight, in place.
+
+    0 leaves the model as it is, 1 makes it the other. Called after every step with a
+    small share, it is a running mean of about the last 1/share networks (Polyak and
+    Juditsky 1992). Raises ValueError for a share outside 0 to 1 and for networks with
+    other weights.
+    """
+    if not 0 <= share <= 1:
+        raise ValueError(f"The share is {share}; it must lie between 0 and 1.")
+    mine, others = dict(model.named_parameters()), dict(other.named_parameters())
+    if {n: p.shape for n, p in mine.items()} != {n: p.shape for n, p in others.items()}:
+        raise ValueError("Only networks of the same shape have a mean.")
+    for name, weight in mine.items():
+        weight.lerp_(others[name], share)
