@@ -21,6 +21,7 @@ TOY = replace(
     epochs=2,
     iterations=4,
     optim=OptimConfig(lr=3e-3, schedule="constant"),
+    gain_lr=3e-3,
     text_coef=0.0,
     max_new_tokens=6,
     dev_every=2,

@@ -35,7 +35,9 @@ from cria.reward_training import reward_loss
 SHAPE = ModelConfig(32, 2, 4, 2, 97, multiple_of=43, max_seq_len=64)
 OPTIM = OptimConfig(lr=5e-3, warmup_steps=2, grad_clip=0.5)
 STEPS = 4
-PPO = dataclasses.replace(config.load("smoke").ppo, dtype="float32", optim=OPTIM)
+PPO = dataclasses.replace(
+    config.load("smoke").ppo, dtype="float32", optim=OPTIM, average=0.0
+)
 
 
 def random_ids(n, length, seed=0):

@@ -45,6 +45,7 @@ BANDIT = replace(
     epochs=2,
     iterations=60,
     optim=OptimConfig(lr=5e-3, schedule="constant", weight_decay=0.0),
+    gain_lr=5e-3,
     beta=0.0,
     no_eos_penalty=0.0,
     max_new_tokens=1,
@@ -202,18 +203,42 @@ def test_every_gradient_step_reads_the_next_texts():
     assert sorted(asked) == list(range(steps))
 
 
-def test_only_the_value_head_has_a_rate_of_its_own():
+def test_the_last_gains_and_the_value_head_have_rates_of_their_own():
+    """Half of the way to the peak, the gains are half of the way to theirs."""
     actor = ActorCritic(Llama(SHAPE, seed=0))
-    config = replace(TOY, value_lr=0.5)
+    config = replace(TOY, value_lr=0.5, gain_lr=50 * TOY.optim.lr)
     optimizer = optimizer_of(actor, config)
-    set_lr(optimizer, 1e-7)
-    head = {id(p) for p in actor.value.parameters()}
-    seen = set()
+    set_lr(optimizer, TOY.optim.lr / 2)
+    rates = {id(p): TOY.optim.lr / 2 for p in actor.parameters()}
+    rates[id(actor.policy.norm.weight)] = pytest.approx(25 * TOY.optim.lr)
+    rates |= {id(p): 0.5 for p in actor.value.parameters()}
+    seen = [id(p) for group in optimizer.param_groups for p in group["params"]]
+    assert len(seen) == len(set(seen)) and set(seen) == set(rates)
     for group in optimizer.param_groups:
         for p in group["params"]:
-            assert group["lr"] == (0.5 if id(p) in head else 1e-7)
-            seen.add(id(p))
-    assert seen == {id(p) for p in actor.parameters()}
+            assert group["lr"] == rates[id(p)]
+            assert p.ndim > 1 or group["weight_decay"] == 0
+
+
+def test_fast_gains_make_the_policy_surer_where_nobody_practised():
+    """Of prompts that training never asks, it knew the word before: unsurely."""
+    start = Llama(SHAPE, seed=0)
+    taught = replace(BANDIT, iterations=12, dev_every=12)
+    run(taught, model=start)
+    few = [question(0), question(1)]  # … then only two prompts are asked again
+
+    def entropy(gain_lr):
+        policy = copy.deepcopy(start)
+        train_ppo(
+            policy, is_right, Vocabulary(), lambda i: few * 32, DEV,
+            replace(taught, gain_lr=gain_lr, iterations=4, dev_every=4,
+                    optim=replace(BANDIT.optim, lr=1e-4)),
+            seed=3, progress=False,
+        )  # fmt: skip
+        logp = first_token(policy, question(3))
+        return float(-(logp.exp() * logp).sum())
+
+    assert entropy(5e-2) < 0.9 * entropy(1e-4)
 
 
 def test_a_step_with_no_finite_gradient_leaves_the_weights():

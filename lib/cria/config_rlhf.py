@@ -146,6 +146,7 @@ class PPOConfig:
     lam: float  # of generalised advantage estimation
     value_coef: float  # weight of the critic's loss
     value_lr: float  # ours: constant, of the value head
+    gain_lr: float  # ours: the peak, of the last norm's gains: how sure of its words
     text_coef: float  # ours: weight of foretelling pre-training texts beside …
     text_rows: int  # ours: … so many rows a gradient step (`rejection.text_mix`)
     no_eos_penalty: float  # taken off the whitened score of an answer without an end
@@ -161,7 +162,7 @@ class PPOConfig:
     def __post_init__(self) -> None:
         positive(self, "batch_size", "minibatch_size", "epochs", "iterations", "clip")
         positive(self, "temperature", "max_new_tokens", "dev_prompts", "dev_every")
-        positive(self, "patience", "kl_budget", "value_lr", "text_rows")
+        positive(self, "patience", "kl_budget", "value_lr", "gain_lr", "text_rows")
         not_negative(self, "beta", "value_coef", "text_coef", "no_eos_penalty")
         fraction(self, "safety_gate", "gamma", "lam")
         need(

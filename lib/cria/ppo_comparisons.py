@@ -66,7 +66,7 @@ class _Given:
 
     @property
     def ppo(self) -> PPOConfig:
-        """The road's PPO in small: fewer answers to prompts of its own, a constant
+        """The road's PPO in small: fewer answers to prompts of its own, one constant
         rate, never stopped; what counts is the last policy and no mean."""
         c = self.c
         return replace(
@@ -76,6 +76,7 @@ class _Given:
             kinds=c.kinds,
             wordings=c.wordings,
             optim=replace(self.config.ppo.optim, lr=c.lr, schedule="constant"),
+            gain_lr=c.lr,
             text_coef=0.0,
             average=0.0,
             kl_budget=FREE,
@@ -133,7 +134,8 @@ def _beta(given: _Given) -> Arms:
     carry, and once with ours. The looks are all that is wanted.
     """
     c = given.c
-    hard = replace(given.ppo, optim=replace(given.ppo.optim, lr=c.hard_lr))
+    fast = replace(given.ppo.optim, lr=c.hard_lr)
+    hard = replace(given.ppo, optim=fast, gain_lr=c.hard_lr)
     plain = (given.rm("rm_plain"), given.rm("rm_safety"))
     jobs = {
         f"{PLAIN} {beta:g}": given.job(

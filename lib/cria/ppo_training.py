@@ -87,20 +87,31 @@ def train_ppo(
 
 
 def optimizer_of(actor: ActorCritic, config: PPOConfig) -> torch.optim.Optimizer:
-    """AdamW for the network, and a group of its own for the value head.
+    """AdamW for the network; the last norm's gains and the value head have groups of
+    their own, in this order at the end.
 
-    The head is new and has little time: it learns at the constant `config.value_lr`.
+    Adam moves a weight by about its rate a step, however much there is to gain. The
+    gains scale all logits: how sure the policy is of its words, whatever is asked, lies
+    in these D numbers, and at the rate of the others they would hardly move. Theirs
+    reaches `config.gain_lr`. The head is new and has little time: it learns at the
+    constant `config.value_lr`.
     """
     optimizer = adamw(actor.policy, config.optim)
-    head = {"params": list(actor.value.parameters()), "weight_decay": 0.0}
-    optimizer.add_param_group({**head, "lr": config.value_lr})
+    gains = actor.policy.norm.weight
+    for group in optimizer.param_groups:
+        group["params"] = [p for p in group["params"] if p is not gains]
+    times = config.gain_lr / config.optim.lr
+    own = {"weight_decay": 0.0}
+    optimizer.add_param_group({"params": [gains], "times": times, **own})
+    head = {"params": list(actor.value.parameters()), "lr": config.value_lr}
+    optimizer.add_param_group({**head, **own})
     return optimizer
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """The learning rate of all but the value head, which is the last group."""
+    """The network's learning rate, and the gains' in proportion; not the head's."""
     for group in optimizer.param_groups[:-1]:
-        group["lr"] = lr
+        group["lr"] = lr * group.get("times", 1.0)
 
 
 def update(

@@ -69,7 +69,8 @@ def train_ppo(
     """PPO from the weights ``start`` (name → the whole weight); the rows.
 
     As `cria.ppo_training.train_ppo`, which see; only the chief needs ``score``. The
-    policy of the best look is in ``out``/best.
+    newest policy is what looks see, and no running mean (`config.average` is not
+    read). The policy of the best look is in ``out``/best.
     """
     actor = shard(Actor(empty(shape)), group, dtype=dtype, recompute=recompute)
     head = Actor(empty(shape)).value.state_dict()
