@@ -171,7 +171,7 @@ def test_what_was_taught_is_given_back_in_part(village, vocabulary, chain, monke
     monkeypatch.setattr(ghost_stage, "train_ghost", train)
     monkeypatch.setattr(ghost_stage.checkpoints, "save", lambda *given: None)
     monkeypatch.setattr(ghost_stage.Path, "unlink", lambda path: None)
-    c = replace(SMOKE.ghost, taught=0.75, keep=1.0, keep_after=3.0)
+    c = replace(SMOKE.ghost, taught=0.75, keep=1.0, keep_after=3.0, practised=3)
     ghost_stage.build(
         replace(SMOKE, ghost=c), 0, chain, chain["ghost"].path,
         dialogues_of="ghost_dialogues", loss="last", start="v4",
@@ -180,6 +180,7 @@ def test_what_was_taught_is_given_back_in_part(village, vocabulary, chain, monke
     torch.testing.assert_close(seen["model"], (0.25 * before + 0.75 * taught).detach())
     assert seen["c"] == replace(c, keep=3.0)
     pool = practised(vocabulary, pool_of(village, vocabulary), dict(c.own_kinds))
+    assert all(seen["docs"].count(document) % 3 == 0 for document in pool)
     assert all(document in seen["docs"] for document in pool)
 
 

@@ -214,6 +214,7 @@ class GhostConfig:
     texts: int  # … so many tokens of pre-training texts
     text_mix: dict[str, float]  # source: share of those texts
     taught: float  # of the taught model in the mean where Ghost Attention begins
+    practised: int  # times that the best answers of rejection sampling are read beside
     test_turns: tuple[int, ...]
     test_dialogues: int  # of each kind of instruction
     test_prompts: int  # of each kind, on which the price is measured
@@ -229,7 +230,7 @@ class GhostConfig:
         positive(self, "test_dialogues", "test_prompts")
         not_negative(self, "single_turns", "told_dialogues", "plain_dialogues")
         not_negative(self, "drills", "rm_pairs", "list_samples")
-        not_negative(self, "keep", "keep_after", "own_answers", "texts")
+        not_negative(self, "keep", "keep_after", "own_answers", "texts", "practised")
         fraction(self, "short_share", "combine_share", "taught")
         shares(self, "own_kinds")
         shares(self, "text_mix")

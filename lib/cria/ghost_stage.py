@@ -122,7 +122,7 @@ def build(
     learnt = lessons(village, vocabulary, talks, loss)
     again = once_more(config, vocabulary, village, read_lists(base.path), seed)
     pool = read_pool(upstream[start].path / "pool.json")
-    again += practised(vocabulary, pool, dict(c.own_kinds))
+    again += practised(vocabulary, pool, dict(c.own_kinds)) * c.practised
     kept = memory(teacher, vocabulary, village, c, seed=10 * seed + 7)
     metrics = train_ghost(
         model,
