@@ -53,6 +53,7 @@ PPO = replace(
     epochs=EPOCHS,
     optim=OptimConfig(lr=1e-5, schedule="constant"),
     value_lr=1e-5,
+    gain_lr=1e-5,
     text_coef=0.0,
     max_new_tokens=NEW,
 )

@@ -52,6 +52,7 @@ def test_full_sizes_train_as_the_paper_prints(name, peak, reward_lr, beta):
     assert (sft.optim.lr, sft.separator, sft.packing) == (2e-5, True, True)
     assert (full.preferences.pairs, full.preferences.open_pairs) == (1418091, 1501235)
     assert full.ppo.optim == OptimConfig(lr=1e-6, schedule="constant", **adam)
+    assert full.ppo.gain_lr == full.ppo.optim.lr and full.ppo.average == 0
     assert (full.ppo.beta, full.ppo.clip, full.ppo.safety_gate) == (beta, 0.2, 0.15)
     assert (full.ppo.batch_size, full.ppo.minibatch_size) == (512, 64)
 
@@ -164,6 +165,7 @@ MISTAKES = {  # change: what the sentence must name
     "best_of_n.temperatures=[]": ["best_of_n.temperatures"],
     "best_of_n.samples=[0, 4]": ["best_of_n.samples"],
     "ppo.minibatch_size=60": ["ppo.minibatch_size 60", "does not divide"],
+    "ppo.average=1": ["ppo.average is 1", "below 1"],
     "ppo.temperature=0.8": ["ppo.temperature is 0.8", "at 1"],
     "ppo.safety_gate=1.5": ["ppo.safety_gate is 1.5", "between 0 and 1"],
     "ghost.optim.warmup_steps=9999": ["ghost.optim.warmup_steps is 9999"],

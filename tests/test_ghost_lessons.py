@@ -131,17 +131,18 @@ def test_copying_is_learnt_first_and_alone(
 
 
 def pool_of(village, vocabulary):
-    """Two answers to each of some questions, in two rounds; the later one is better."""
+    """Two answers to each of some questions. That of the second round is newer; what
+    the first round's reward models gave is higher, and says nothing."""
     asked = [*mixture(village, "train", 6, {"sum": 1.0}), *mixture(village, "train", 2)]
     asked = list({p.id: p for p in asked}.values())
     return [
-        Sample(p, tuple(vocabulary.encode(f"{text} answer.", eos=True)), r, float(r))
-        for r, text in ((1, "poor"), (2, "good"))
+        Sample(p, tuple(vocabulary.encode(f"{text} answer.", eos=True)), r, 9.0 - r)
+        for r, text in ((1, "old"), (2, "new"))
         for p in asked
     ]
 
 
-def test_the_best_answer_to_every_question_is_practised_without_an_instruction(
+def test_the_newest_answer_to_every_question_is_practised_without_an_instruction(
     village, vocabulary
 ):
     pool = pool_of(village, vocabulary)
@@ -149,7 +150,7 @@ def test_the_best_answer_to_every_question_is_practised_without_an_instruction(
     made = practised(vocabulary, pool, {"sum": 0.5})
     assert len(made) == len(questions), "sums have their share already"
     for document in made:
-        assert vocabulary.decode(counted(document)) == "good answer."
+        assert vocabulary.decode(counted(document)) == "new answer."
         assert counted(document)[-1] == vocabulary.eos_id
     told = [vocabulary.decode(ids) for ids, _ in made]
     for sample in pool:
@@ -166,6 +167,7 @@ def test_what_was_taught_is_given_back_in_part(village, vocabulary, chain, monke
 
     def train(model, teacher, documents, kept, c, **more):
         seen.update(model=model.output.weight.detach().clone(), c=c, docs=documents)
+        seen["teacher"] = teacher.output.weight.detach()
         return [{"loss": 0.0, "seconds": 0.0}]
 
     monkeypatch.setattr(ghost_stage, "train_ghost", train)
@@ -178,6 +180,7 @@ def test_what_was_taught_is_given_back_in_part(village, vocabulary, chain, monke
     )  # fmt: skip
     before, taught = (chain[n].model().output.weight for n in ("v4", "ghost_base"))
     torch.testing.assert_close(seen["model"], (0.25 * before + 0.75 * taught).detach())
+    assert torch.equal(seen["teacher"], before), "it is held to V4 itself"
     assert seen["c"] == replace(c, keep=3.0)
     pool = practised(vocabulary, pool_of(village, vocabulary), dict(c.own_kinds))
     assert all(seen["docs"].count(document) % 3 == 0 for document in pool)

@@ -48,7 +48,10 @@ def test_no_texts_where_they_weigh_nothing():
     assert texts(VILLAGE, replace(SMOKE, ppo=c), Words(), seed=0) is None
 
 
-def started(scores, dev=DEV):
+DIFFERENT = [replace(prompt, id=f"dev-{i}") for i, prompt in enumerate(DEV)]
+
+
+def started(scores, dev=DIFFERENT):
     """The best start of models with these scores, prompt by prompt, oldest first."""
     models = {name: Llama(SHAPE, seed=1).eval() for name in scores}
     turn = iter(scores.values())
@@ -82,6 +85,7 @@ def test_answers_of_each_candidate_are_scored():
     [
         ([1.0, -1.0], "new"),  # as often ahead as behind
         ([1.0, 1.0, 1.0, -1.0], "old"),  # ahead on three of four of 16: beyond chance
+        ([1.0, 1.0, 1.0, -1.0, -1.0, 0.0, 0.0, 0.0], "new"),  # ahead, but within it
         ([9.0, -1.0, -1.0, -1.0], "new"),  # far ahead on few prompts: no win
         ([0.0], "new"),  # of equals the newest
     ],
@@ -94,10 +98,21 @@ def test_who_wins_on_more_prompts_is_better_and_chance_is_no_lead(old, taken):
         assert wins["old"] == pytest.approx(ahead / len(old))
 
 
+def test_a_prompt_asked_again_is_no_new_evidence():
+    """Three prompts of four won, each asked twelve times, tell as little as once."""
+    scores = {"old": [1.0, 1.0, 1.0, -1.0], "new": [0.0]}
+    assert started(scores, dev=DIFFERENT * 3)[0] == "old", "twelve of 16, thrice"
+    assert started(scores, dev=DEV[:4] * 12)[0] == "new"
+
+
 def test_where_each_is_beaten_by_another_the_newest_is_taken():
-    """Each wins on two of three prompts against the one before it, round and round."""
+    """Each wins on two of three prompts against one other, round and round."""
     turns = {"v1": [0.0, 1.0, 2.0], "v2": [1.0, 2.0, 0.0], "v3": [2.0, 0.0, 1.0]}
-    assert started(turns, dev=DEV * 9)[0] == "v3"
+    many = [replace(DEV[i % 4], id=f"dev-{i}") for i in range(144)]
+    assert started(turns, dev=many)[0] == "v3"
+    for missing, taken in (("v1", "v3"), ("v2", "v1"), ("v3", "v2")):
+        two = {name: scores for name, scores in turns.items() if name != missing}
+        assert started(two, dev=many)[0] == taken, "one of two is beaten"
 
 
 def test_the_scorer_is_the_rewards_of_rejection_sampling(monkeypatch):

@@ -431,7 +431,8 @@ def dying(after: int):
 
 @pytest.mark.parametrize("after", [1, 2, 3, 4, 5, 6])
 def test_killed_and_resumed_is_as_never_stopped(tmp_path, after):
-    config = replace(TOY, text_coef=0.5, beta=0.05)
+    own = {"average": 0.5, "gain_lr": 10 * TOY.optim.lr}
+    config = replace(TOY, text_coef=0.5, beta=0.05, **own)
     whole, rows = run(config, dense, texts=texts, out=tmp_path / "whole")
     assert best_look(rows, config.kl_budget) == 4 and not same_bits(
         whole, Llama(SHAPE, seed=0)

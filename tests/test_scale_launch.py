@@ -125,7 +125,7 @@ def test_ppo_with_own_judges(place, capsys, tmp_path):
         reward.save(judge, tmp_path / name, place[1])
     changes = {
         "batch_size": 4, "minibatch_size": 2, "iterations": 2, "dev_prompts": 3,
-        "max_new_tokens": 4, "dev_every": 1, "text_coef": 0.0,
+        "max_new_tokens": 4, "dev_every": 1, "text_coef": 0.0, "average": 0,
     }  # fmt: skip
     knobs = [w for k, v in changes.items() for w in ("--set", f"ppo.{k}={v}")]
     words = ["ppo_v5", "--weights", "PLACE/start", *knobs]

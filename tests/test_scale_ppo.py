@@ -1,5 +1,7 @@
 """PPO by `cria.scale`: a killed run ends where it would have ended."""
 
+from dataclasses import replace
+
 import pytest
 import scale_cases
 import torch
@@ -43,6 +45,17 @@ def test_killed_anywhere_it_goes_on(calls, tmp_path):
     assert kept is not None
     assert again == rows and len(rows) == 4
     assert all(torch.equal(same[name], w) for name, w in best.items())
+
+
+def test_a_running_mean_is_refused_before_anything_is_done(tmp_path):
+    policy, judge, vocabulary, ask, dev, config = scale_cases.ppo_run()
+    with join() as group, pytest.raises(ValueError, match="set ppo.average to 0"):
+        ppo.train_ppo(
+            policy.config, policy.state_dict().__getitem__, judge, vocabulary, ask,
+            dev, replace(config, average=0.9), group=group, out=tmp_path / "out",
+            seed=3,
+        )  # fmt: skip
+    assert not (tmp_path / "out").exists()
 
 
 def test_another_run_s_checkpoint_is_refused(tmp_path):

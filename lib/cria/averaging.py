@@ -2,8 +2,8 @@
 
 A network half way between two trained ones would be nonsense if each had begun with
 weights of its own. Fine-tuned from the same start, the way between them is short and
-straight, and the loss along it low (Wortsman et al. 2022): a mean keeps much of what
-either can do.
+straight, and the loss along it low (WiSE-FT, Wortsman et al. 2022): a mean keeps much
+of what either can do.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ def move_toward(model: nn.Module, other: nn.Module, share: float) -> None:
 
     0 leaves the model as it is, 1 makes it the other. Called after every step with a
     small share, it is a running mean of about the last 1/share networks (Polyak and
-    Juditsky 1992). Raises ValueError for a share outside 0 to 1 and for networks with
-    other weights.
+    Juditsky 1992). Raises ValueError for a share outside 0 to 1 and for networks whose
+    weights have other names or shapes.
     """
     if not 0 <= share <= 1:
         raise ValueError(f"The share is {share}; it must lie between 0 and 1.")

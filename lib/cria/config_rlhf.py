@@ -214,7 +214,7 @@ class GhostConfig:
     texts: int  # … so many tokens of pre-training texts
     text_mix: dict[str, float]  # source: share of those texts
     taught: float  # of the taught model in the mean where Ghost Attention begins
-    practised: int  # times that the best answers of rejection sampling are read beside
+    practised: int  # times that rejection sampling's answers are read (`own_kinds`)
     test_turns: tuple[int, ...]
     test_dialogues: int  # of each kind of instruction
     test_prompts: int  # of each kind, on which the price is measured

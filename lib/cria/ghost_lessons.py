@@ -5,7 +5,8 @@ of a million weights has to be taught: first to repeat any word (`drills`: else 
 learns which names there are, and can act as nobody else), then to obey in one turn,
 in every skill, to obey in long dialogues that remind it at every turn, and to talk
 for twenty turns without an instruction. `cria.ghost_memory` sees to it that the model
-forgets little of what it can do meanwhile.
+forgets little of what it can do meanwhile; beside Ghost Attention itself, answers that
+rejection sampling chose are `practised`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from cria.ghost import Lists, instructions
 from cria.ghost_dialogues import plans
 from cria.ghost_lists import held_out_lists
 from cria.packing import Document
-from cria.selection import Sample, balanced, best
+from cria.selection import Sample, balanced
 from cria.sft import documents
 from cria.tokenizer import Tokenizer
 from cria.world import World
@@ -113,13 +114,15 @@ def short_lessons(
 def practised(
     vocabulary: Tokenizer, pool: Sequence[Sample], kinds: Mapping[str, float]
 ) -> list[Document]:
-    """The best answers of rejection sampling once more, without any instruction.
+    """Answers that rejection sampling chose once more, without any instruction.
 
-    pool: one answer a prompt, or several of which the best counts.  kinds: kind of
-    prompt → share; the answers of a rare one are repeated.
+    pool: in the order of the rounds.  Of the answers to one prompt it is the newest:
+    every round had reward models of its own, so that old scores do not compare.
+    kinds: kind of prompt → share; the answers of a rare one are repeated.
     """
+    newest = list({sample.prompt.id: sample for sample in pool}.values())
     made = []
-    for sample in balanced(best(pool), kinds):
+    for sample in balanced(newest, kinds):
         prompt = chat.prompt_ids(vocabulary, sample.prompt.messages)
         counts = [False] * len(prompt) + [True] * len(sample.ids)
         made.append(([*prompt, *sample.ids], counts))

@@ -111,7 +111,7 @@ def build(
     on the dialogues of a stage, and held to the model of ``start``.
 
     What was taught is given back in part: it begins at a mean of the two models, and
-    reads the best answers of rejection sampling beside, as the paper's next round
+    reads the answers that rejection sampling chose beside, as the paper's next round
     would. Copying has been learnt by now, so the tie can be tighter.
     """
     village, c, base = world.load(), config.ghost, upstream["ghost_base"]

@@ -1,4 +1,4 @@
-"""The stage `ppo_v5`: PPO from the best of V1 to V4 (paper §3.2.3)."""
+"""The stage `ppo_v5`: PPO from the newest of V1 to V4 that none beats (§3.2.3)."""
 
 from __future__ import annotations
 
@@ -77,15 +77,18 @@ def best_start(
     """The newest candidate that no other beats on held-out prompts, and the win rates.
 
     candidates: oldest first. Each answers every prompt once. One *beats* another if it
-    scores higher on more than half of the prompts, beyond chance (1.96 standard
-    errors). Only who wins on a prompt counts, and not by how much: raw scores of two
-    reward models have no common scale, and a mean would go by the larger one.
+    wins on more prompts than it loses, beyond chance (1.96 standard errors, in which a
+    prompt that is asked several times counts as one). Only who wins counts, and not by
+    how much: raw scores of two reward models have no common scale, and a mean would go
+    by the larger one. If each is beaten by another, it is the newest.
     The win rate of each is that against the one that is taken (ties: half).
     """
     given = {}
     for name, model in candidates.items():
         _, answers, _ = sampled(model, vocabulary, dev, config, seed)
         given[name] = torch.tensor(score(dev, answers))
+    places = {prompt.id: place for place, prompt in enumerate(dev)}
+    groups = torch.tensor([places[prompt.id] for prompt in dev])
 
     def won(name: str, other: str) -> torch.Tensor:
         """1 for every prompt that is won, −1 for one that is lost, 0 for a tie."""
@@ -95,16 +98,18 @@ def best_start(
     unbeaten = [
         name
         for name in newest_first
-        if not any(_beyond(won(other, name)) for other in given)
+        if not any(_beyond(won(other, name), groups) for other in given)
     ]
     taken = (unbeaten or newest_first)[0]
     rates = {name: 0.5 + float(won(name, taken).mean()) / 2 for name in given}
     return taken, rates
 
 
-def _beyond(lead: torch.Tensor) -> bool:
-    """Is the mean of a lead more than chance gives?"""
-    return bool(lead.mean() > 1.96 * lead.std() / len(lead) ** 0.5)
+def _beyond(lead: torch.Tensor, groups: torch.Tensor) -> bool:
+    """Is the mean of a lead more than chance gives, from one group to the next?"""
+    sums = torch.zeros(len(lead)).index_add_(0, groups, lead - lead.mean())
+    error = sums.square().sum().sqrt() / len(lead)
+    return bool(lead.mean() > 1.96 * error)
 
 
 def build(config, seed: int, upstream: Mapping, out: Path) -> dict:

@@ -102,7 +102,8 @@ def optimizer_of(actor: ActorCritic, config: PPOConfig) -> torch.optim.Optimizer
         group["params"] = [p for p in group["params"] if p is not gains]
     times = config.gain_lr / config.optim.lr
     own = {"weight_decay": 0.0}
-    optimizer.add_param_group({"params": [gains], "times": times, **own})
+    fast = {"params": [gains], "lr": config.gain_lr, "times": times}
+    optimizer.add_param_group({**fast, **own})
     head = {"params": list(actor.value.parameters()), "lr": config.value_lr}
     optimizer.add_param_group({**head, **own})
     return optimizer

@@ -69,9 +69,14 @@ def train_ppo(
     """PPO from the weights ``start`` (name → the whole weight); the rows.
 
     As `cria.ppo_training.train_ppo`, which see; only the chief needs ``score``. The
-    newest policy is what looks see, and no running mean (`config.average` is not
-    read). The policy of the best look is in ``out``/best.
+    policy of the best look is in ``out``/best. Raises ValueError if a running mean is
+    asked for: none is kept here.
     """
+    if config.average:
+        raise ValueError(
+            f"ppo.average is {config.average}, but no running mean is kept across "
+            "processes; set ppo.average to 0."
+        )
     actor = shard(Actor(empty(shape)), group, dtype=dtype, recompute=recompute)
     head = Actor(empty(shape)).value.state_dict()
     if keeping.newest(out) is None:
