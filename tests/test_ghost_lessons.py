@@ -9,7 +9,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from cria import checkpoints, config, ghost_base, ghost_stage, reward, stages, world
+from cria import (
+    checkpoints,
+    config,
+    ghost_base,
+    ghost_memory,
+    ghost_stage,
+    reward,
+    stages,
+    world,
+)
 from cria.evaluate import Answer
 from cria.ghost_dialogues import Talk, plans
 from cria.ghost_lessons import (
@@ -21,6 +30,7 @@ from cria.ghost_lessons import (
     words,
 )
 from cria.ghost_lists import held_out_lists, value_lists
+from cria.ghost_memory import read_memory
 from cria.model import Llama
 from cria.reward import RewardModel
 from cria.selection import Sample, write_pool
@@ -119,7 +129,7 @@ def test_copying_is_learnt_first_and_alone(
     )
     c = replace(SMOKE.ghost, drills=drilled)
     model = Llama(SMOKE.model, seed=0)
-    given = (model, model, vocabulary, village, lists, c, KINDS)
+    given = (model, model, vocabulary, village, lists, c, KINDS, [])
     parts = [part[0]["label"] for part in ghost_base.teach(*given, seed=0)]
     assert parts[-2:] == ["single turns", "long dialogues"]
     assert parts[:-2] == (["drills"] if drilled else [])
@@ -167,7 +177,7 @@ def test_what_was_taught_is_given_back_in_part(village, vocabulary, chain, monke
 
     def train(model, teacher, documents, kept, c, **more):
         seen.update(model=model.output.weight.detach().clone(), c=c, docs=documents)
-        seen["teacher"] = teacher.output.weight.detach()
+        seen.update(teacher=teacher.output.weight.detach(), kept=kept)
         return [{"loss": 0.0, "seconds": 0.0}]
 
     monkeypatch.setattr(ghost_stage, "train_ghost", train)
@@ -181,6 +191,7 @@ def test_what_was_taught_is_given_back_in_part(village, vocabulary, chain, monke
     before, taught = (chain[n].model().output.weight for n in ("v4", "ghost_base"))
     torch.testing.assert_close(seen["model"], (0.25 * before + 0.75 * taught).detach())
     assert torch.equal(seen["teacher"], before), "it is held to V4 itself"
+    assert seen["kept"] == read_memory(chain["ghost_memory"].path)
     assert seen["c"] == replace(c, keep=3.0)
     pool = practised(vocabulary, pool_of(village, vocabulary), dict(c.own_kinds))
     assert all(seen["docs"].count(document) % 3 == 0 for document in pool)
@@ -197,10 +208,12 @@ def chain(tmp_path_factory, vocabulary, village):
     reward.save(RewardModel(model, seed=1), start / "rm_helpfulness", vocabulary)
     write_pool(pool_of(village, vocabulary), start / "pool.json")
     made = {"v4": artifact(start)}
-    for name in ("ghost_base", "ghost_dialogues", "ghost"):
+    for name in ("ghost_memory", "ghost_base", "ghost_dialogues", "ghost"):
         out = root / name
         out.mkdir()
-        if name == "ghost_base":
+        if name == "ghost_memory":
+            ghost_memory.build(SMOKE, 0, made, out, start="v4")
+        elif name == "ghost_base":
             ghost_base.build(SMOKE, 0, made, out, start="v4", rm_of="v4")
         elif name == "ghost_dialogues":
             ghost_stage.build_dialogues(SMOKE, 0, made, out, best=True)

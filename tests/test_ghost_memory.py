@@ -11,11 +11,13 @@ from cria.ghost_memory import (
     beside_each_other,
     keeping,
     memory,
+    read_memory,
     rows_beside,
     shaken,
     train_keeping,
 )
 from cria.model import Llama
+from cria.provenance import write_json
 from cria.sft import sft_loss
 from cria.world.prompts import mixture
 
@@ -142,7 +144,7 @@ def test_a_step_reads_so_many_rows_of_memory(teacher, monkeypatch):
 
 
 def test_the_memory_is_what_the_teacher_says_and_whole_texts(
-    teacher, vocabulary, village
+    teacher, vocabulary, village, tmp_path
 ):
     c = replace(SMOKE.ghost, own_answers=12, texts=400)
     made = memory(teacher, vocabulary, village, c, seed=3)
@@ -153,6 +155,8 @@ def test_the_memory_is_what_the_teacher_says_and_whole_texts(
         n = sum(mask)
         assert 0 < n <= ghost_memory.MAX_NEW_TOKENS and mask == sorted(mask)
         assert len(mask) == len(ids)
+    write_json(tmp_path / "memory.json", made)
+    assert read_memory(tmp_path) == made
     nothing = replace(c, own_answers=0, texts=0)
     assert memory(teacher, vocabulary, village, nothing, seed=3) == []
 

@@ -25,6 +25,10 @@ def whoami():
     return os.getpid(), torch.get_num_threads()
 
 
+def manners():
+    return os.nice(0)
+
+
 def gaussian(seed):
     import torch
 
@@ -51,6 +55,13 @@ def test_each_worker_is_a_process_of_its_own_with_one_thread():
     (first, threads), (second, others) = got.values()
     assert len({first, second, os.getpid()}) == 3
     assert threads == others == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "nice"), reason="Windows knows no nice values")
+def test_jobs_give_way_to_the_process_that_waits_for_them():
+    here = os.nice(0)
+    got = side_by_side.run(manners, {"a": {}}, progress=False)
+    assert got["a"] == min(here + side_by_side.POLITE, 19) and os.nice(0) == here
 
 
 def test_the_number_of_workers_does_not_change_the_results():

@@ -18,8 +18,9 @@ from cria.config import GhostConfig, PreferencesConfig, RewardConfig
 from cria.ghost import Lists, train_ghost
 from cria.ghost_lessons import dialogues, drills, short_lessons, wishes_for, words
 from cria.ghost_lists import listed, value_lists, worth_keeping
-from cria.ghost_memory import memory, train_keeping
+from cria.ghost_memory import read_memory, train_keeping
 from cria.model import Llama
+from cria.packing import Document
 from cria.preferences import Comparison
 from cria.provenance import write_json
 from cria.reward import RewardModel
@@ -47,6 +48,7 @@ def teach(
     lists: Lists,
     c: GhostConfig,
     kinds: Mapping[str, float],
+    kept: Sequence[Document],
     *,
     seed: int,
     out: Path | None = None,
@@ -57,10 +59,9 @@ def teach(
     Copying asks for many steps at a high rate, some of them with nothing else to learn:
     mixed with the rest from the start, it appears in some runs and not in others. Long
     dialogues ask for long rows.
-    teacher: the model as it was, which it is held to all the time.
+    teacher: the model as it was, which it is held to all the time, on `kept`.
     """
     given = (vocabulary, village)
-    kept = memory(teacher, *given, c, seed=10 * seed)
     n_first = round(FIRST * c.drills)
     short = {
         "drills": (
@@ -191,8 +192,9 @@ def build(
     lists = value_lists(village, sampled)
     write_json(out / "lists.json", {"sampled": sampled, "lists": lists})
     teacher, kinds = upstream[start].model(), dict(config.rejection.kinds)
+    kept = read_memory(upstream["ghost_memory"].path)
     parts = teach(
-        model, teacher, vocabulary, village, lists, c, kinds, seed=seed, out=out
+        model, teacher, vocabulary, village, lists, c, kinds, kept, seed=seed, out=out
     )
     checkpoints.save(model, out / "model", vocabulary)
     rm_helpful = reward.load(upstream[rm_of].path / "rm_helpfulness")

@@ -15,7 +15,8 @@ training knows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -24,10 +25,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cria import chat, packing
+from cria import chat, packing, world
 from cria.config import GhostConfig, OptimConfig
 from cria.model import Llama
 from cria.packing import Document, Rows
+from cria.provenance import write_json
 from cria.sampling import generate
 from cria.sft import sft_loss
 from cria.tokenizer import Tokenizer
@@ -35,8 +37,8 @@ from cria.training import pick_dtype, train
 from cria.world import World, corpora
 from cria.world.prompts import Prompt, mixture
 
-__all__ = ["beside_each_other", "keeping", "memory", "rows_beside", "shaken"]
-__all__ += ["train_keeping"]
+__all__ = ["beside_each_other", "build", "keeping", "memory", "read_memory"]
+__all__ += ["rows_beside", "shaken", "train_keeping"]
 
 MAX_NEW_TOKENS = 48
 EXCHANGED = 0.15  # of the words of a question that is shaken
@@ -76,6 +78,26 @@ def memory(
         texts = corpora.stream(village, dict(c.text_mix), c.texts, vocabulary, seed)
         made += [(ids, None) for ids in texts]
     return made
+
+
+def build(config, seed: int, upstream: Mapping, out: Path, start: str) -> dict:
+    """Stage `ghost_memory`: memory.json, what all that goes on from ``start`` is held
+    to. It is sampled once for all of them."""
+    teacher, c = upstream[start].model(), config.ghost
+    made = memory(teacher, upstream[start].tokenizer(), world.load(), c, seed=seed)
+    write_json(out / "memory.json", made)
+    answers = [mask for _, mask in made if mask is not None]
+    return {
+        "answers": len(answers),
+        "answer_tokens": sum(map(sum, answers)),
+        "tokens": sum(len(ids) for ids, _ in made),
+    }
+
+
+def read_memory(folder: Path) -> list[Document]:
+    """The documents of `ghost_memory`."""
+    rows = json.loads((folder / "memory.json").read_text("utf-8"))
+    return [(ids, mask) for ids, mask in rows]
 
 
 def shaken(asked: Sequence[Prompt], *, seed: int) -> list[Prompt]:

@@ -13,7 +13,7 @@ from cria.config import GhostConfig
 from cria.ghost import Lists, every_answer, ghost, train_ghost
 from cria.ghost_dialogues import Talk, plans
 from cria.ghost_lessons import dialogues, drawn, practised, short_lessons
-from cria.ghost_memory import memory
+from cria.ghost_memory import read_memory
 from cria.ghost_synthesis import best_by, first_clean, synthesise
 from cria.packing import Document
 from cria.provenance import write_json
@@ -123,7 +123,7 @@ def build(
     again = once_more(config, vocabulary, village, read_lists(base.path), seed)
     pool = read_pool(upstream[start].path / "pool.json")
     again += practised(vocabulary, pool, dict(c.own_kinds)) * c.practised
-    kept = memory(teacher, vocabulary, village, c, seed=10 * seed + 7)
+    kept = read_memory(upstream["ghost_memory"].path)
     metrics = train_ghost(
         model,
         teacher,

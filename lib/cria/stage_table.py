@@ -312,9 +312,16 @@ STAGES: dict[str, Stage] = {
         sections=("ppo", "ppo_comparisons"),
         data=WORLD,
     ),
+    "ghost_memory": Stage(
+        "cria.ghost_memory:build",
+        needs=(NEWEST,),
+        sections=("ghost",),
+        data=WORLD,
+        options={"start": NEWEST},
+    ),
     "ghost_base": Stage(
         "cria.ghost_base:build",
-        needs=tuple(dict.fromkeys((NEWEST, ITS_RM))),
+        needs=tuple(dict.fromkeys((NEWEST, ITS_RM, "ghost_memory"))),
         sections=("preferences", "reward", "rejection", "ghost"),
         data=WORLD,
         options={"start": NEWEST, "rm_of": ITS_RM},
@@ -333,7 +340,7 @@ STAGES: dict[str, Stage] = {
     **{
         name: Stage(
             "cria.ghost_stage:build",
-            needs=(NEWEST, "ghost_base", dialogues),
+            needs=(NEWEST, "ghost_memory", "ghost_base", dialogues),
             sections=("rejection", "ghost"),
             data=WORLD,
             options={"dialogues_of": dialogues, "loss": loss, "start": NEWEST},
