@@ -85,10 +85,13 @@ def test_what_it_costs_to_leave_is_the_divergence_at_the_tokens_that_count(teach
         p, q = (
             torch.distributions.Categorical(logits=m(*given)) for m in (teacher, other)
         )
-    each = torch.distributions.kl_divergence(p, q)
     places = [(b, t - 1) for b, t in batch["kept"].nonzero().tolist()]
-    mean = sum(float(each[place]) for place in places) / len(places)
-    assert metrics["kl"] == pytest.approx(mean, rel=1e-4)
+    here, there = (
+        sum(float(each[place]) for place in places) / len(places)
+        for each in map(torch.distributions.kl_divergence, (q, p), (p, q))
+    )
+    assert metrics["kl"] == pytest.approx(here, rel=1e-4)
+    assert here != pytest.approx(there, rel=1e-3), "the other way is another number"
 
 
 def test_no_gradient_reaches_the_teacher_and_the_weight_scales_its_pull(teacher):

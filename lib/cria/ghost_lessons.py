@@ -5,13 +5,12 @@ of a million weights has to be taught: first to repeat any word (`drills`: else 
 learns which names there are, and can act as nobody else), then to obey in one turn,
 in every skill, to obey in long dialogues that remind it at every turn, and to talk
 for twenty turns without an instruction. `cria.ghost_memory` sees to it that the model
-forgets little of what it can do meanwhile; beside Ghost Attention itself, answers that
-rejection sampling chose are `practised`.
+forgets little of what it can do meanwhile.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from random import Random
 
@@ -21,7 +20,6 @@ from cria.ghost import Lists, instructions
 from cria.ghost_dialogues import plans
 from cria.ghost_lists import held_out_lists
 from cria.packing import Document
-from cria.selection import Sample, balanced
 from cria.sft import documents
 from cria.tokenizer import Tokenizer
 from cria.world import World
@@ -29,8 +27,7 @@ from cria.world.annotators import Demonstration, demonstrate, restyle
 from cria.world.instructions import Instruction, dialogue, instruct
 from cria.world.prompts import Prompt, mixture
 
-__all__ = ["dialogues", "drills", "obedient", "practised", "short_lessons"]
-__all__ += ["wishes_for", "words"]
+__all__ = ["dialogues", "drills", "obedient", "short_lessons", "wishes_for", "words"]
 
 
 def drills(
@@ -109,24 +106,6 @@ def short_lessons(
         *documents(vocabulary, written),
         *drills(vocabulary, words(village, lists), drilled, seed + 1000),
     ]
-
-
-def practised(
-    vocabulary: Tokenizer, pool: Sequence[Sample], kinds: Mapping[str, float]
-) -> list[Document]:
-    """Answers that rejection sampling chose once more, without any instruction.
-
-    pool: in the order of the rounds.  Of the answers to one prompt it is the newest:
-    every round had reward models of its own, so that old scores do not compare.
-    kinds: kind of prompt → share; the answers of a rare one are repeated.
-    """
-    newest = list({sample.prompt.id: sample for sample in pool}.values())
-    made = []
-    for sample in balanced(newest, kinds):
-        prompt = chat.prompt_ids(vocabulary, sample.prompt.messages)
-        counts = [False] * len(prompt) + [True] * len(sample.ids)
-        made.append(([*prompt, *sample.ids], counts))
-    return made
 
 
 def words(village: World, lists: Lists) -> list[str]:

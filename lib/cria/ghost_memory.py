@@ -3,14 +3,16 @@
 "Learning without forgetting" needs none of the old data: the model as it was, the
 *teacher*, says what it would have said, and the model that learns is held to it,
 
-    loss = cross entropy on the lessons + keep · KL(teacher ‖ model) on the memory.
+    loss = cross entropy on the lessons + keep · KL(model ‖ teacher) on the memory.
 
 The memory is the teacher's own sampled answers to questions without an instruction,
 and truthful texts. It is not repeated word for word: all that the teacher holds
-likely counts, so no single word is learnt too well, and none is forgotten. Since the
-teacher answers for itself, it can be asked anything: in half of the questions some
-words are exchanged, so that the model is held to it beyond the questions that
-training knows.
+likely counts. The divergence is that of PPO's penalty (§3.2.3): what the teacher would
+never say is dear. The other way round, as Li & Hoiem have it, a model that spreads a
+little of its belief over any nonsense pays next to nothing, and says it at temperature
+1. Since the teacher answers for itself, it can be asked anything: in half of the
+questions some words are exchanged, so that the model is held to it beyond the
+questions that training knows.
 """
 
 from __future__ import annotations
@@ -128,7 +130,7 @@ def keeping(teacher: Llama, keep: float) -> Callable:
     """The loss of `train` for batches of `beside_each_other`.
 
     Nats a token: the mean over the lessons' tokens, plus ``keep`` times the mean over
-    the memory's tokens of KL(teacher ‖ model).
+    the memory's tokens of KL(model ‖ teacher).
     """
 
     def loss(model: Llama, batch: dict[str, Tensor]) -> tuple[Tensor, dict]:
@@ -138,7 +140,7 @@ def keeping(teacher: Llama, keep: float) -> Callable:
         q = model(*rows)[:, :-1][counts].log_softmax(-1)
         with torch.no_grad():
             p = teacher(*rows)[:, :-1][counts].log_softmax(-1)
-        kl = F.kl_div(q, p, reduction="sum", log_target=True) / max(len(p), 1)
+        kl = F.kl_div(p, q, reduction="sum", log_target=True) / max(len(p), 1)
         parts = {"learnt": learnt, "kl": kl}
         return learnt + keep * kl, {n: float(x.detach()) for n, x in parts.items()}
 

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 from cria import checkpoints, reward, world
-from cria.averaging import move_toward
 from cria.config import GhostConfig
 from cria.ghost import Lists, every_answer, ghost, train_ghost
 from cria.ghost_dialogues import Talk, plans
-from cria.ghost_lessons import dialogues, drawn, practised, short_lessons
+from cria.ghost_lessons import dialogues, drawn, short_lessons
 from cria.ghost_memory import read_memory
 from cria.ghost_synthesis import best_by, first_clean, synthesise
 from cria.packing import Document
 from cria.provenance import write_json
-from cria.selection import read_pool
 from cria.tokenizer import Tokenizer
 from cria.training import pick_dtype
 from cria.world import World
@@ -108,28 +106,20 @@ def build(
     start: str,
 ) -> dict:
     """Stages `ghost`, `ghost_all` and `ghost_raw`: the model of `ghost_base`, trained
-    on the dialogues of a stage, and held to the model of ``start``.
-
-    What was taught is given back in part: it begins at a mean of the two models, and
-    reads the answers that rejection sampling chose beside, as the paper's next round
-    would. Copying has been learnt by now, so the tie can be tighter.
-    """
+    on the dialogues of a stage, and held to the model of ``start``."""
     village, c, base = world.load(), config.ghost, upstream["ghost_base"]
     vocabulary, model = base.tokenizer(), base.model()
     teacher = upstream[start].model()
-    move_toward(model, teacher, 1 - c.taught)
     talks = read_dialogues(upstream[dialogues_of].path)
     learnt = lessons(village, vocabulary, talks, loss)
     again = once_more(config, vocabulary, village, read_lists(base.path), seed)
-    pool = read_pool(upstream[start].path / "pool.json")
-    again += practised(vocabulary, pool, dict(c.own_kinds)) * c.practised
     kept = read_memory(upstream["ghost_memory"].path)
     metrics = train_ghost(
         model,
         teacher,
         [*learnt, *again],
         kept,
-        replace(c, keep=c.keep_after),
+        c,
         seed=seed,
         out=out / "training",
     )

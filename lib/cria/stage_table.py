@@ -59,6 +59,28 @@ SAFETY_DATA = ("safety.helpful", "safety.safety", "safety.shares")
 SAFETY_LOOK = ("safety.gold_per_kind", "safety.gold_answers")
 PRE_PROMPT = ("safety.pre_prompt", "safety.lesson", "safety.lesson_harm")
 DISTILLED = ("safety.distilled", "safety.distilled_kinds")
+# Of Ghost Attention's knobs those that each of its stages reads, so that turning one
+# does not begin from the first of them again.
+GHOST_MEMORY = tuple(
+    f"ghost.{knob}"
+    for knob in ("wordings", "own_answers", "own_kinds", "texts", "text_mix", "dtype")
+)
+GHOST_WISHES = ("ghost.max_turns", "ghost.short_share", "ghost.combine_share")
+GHOST_TAUGHT = (
+    *GHOST_WISHES,
+    *(
+        f"ghost.{knob}"
+        for knob in (
+            *("wordings", "list_samples", "single_turns", "told_dialogues", "drills"),
+            *("plain_dialogues", "rm_pairs", "teach_seq_len", "teach_optim", "optim"),
+            *("keep", "kept", "batch_size", "seq_len", "dtype"),
+        )
+    ),
+)
+GHOST_SAMPLED = (
+    *GHOST_WISHES,
+    *(f"ghost.{knob}" for knob in ("dialogues", "samples", "temperature", "dtype")),
+)
 RS_SMALL = ("comparisons.reward_models", "rejection_comparisons.small_model")
 
 STAGES: dict[str, Stage] = {
@@ -315,14 +337,14 @@ STAGES: dict[str, Stage] = {
     "ghost_memory": Stage(
         "cria.ghost_memory:build",
         needs=(NEWEST,),
-        sections=("ghost",),
+        sections=GHOST_MEMORY,
         data=WORLD,
         options={"start": NEWEST},
     ),
     "ghost_base": Stage(
         "cria.ghost_base:build",
         needs=tuple(dict.fromkeys((NEWEST, ITS_RM, "ghost_memory"))),
-        sections=("preferences", "reward", "rejection", "ghost"),
+        sections=("preferences", "reward", "rejection", *GHOST_TAUGHT),
         data=WORLD,
         options={"start": NEWEST, "rm_of": ITS_RM},
         speaks=True,
@@ -331,7 +353,7 @@ STAGES: dict[str, Stage] = {
         name: Stage(
             "cria.ghost_stage:build_dialogues",
             needs=("ghost_base",),
-            sections=("ghost",),
+            sections=GHOST_SAMPLED,
             data=WORLD,
             options={"best": best},
         )
