@@ -206,12 +206,14 @@ class GhostConfig:
     teach_seq_len: int  # of the rows of what is short
     teach_optim: OptimConfig
     # Ours: what the model is held to, so that nothing else is lost.
-    keep: float  # weight of staying close to the model as it was, on …
+    keep: float  # weight of staying close to the model as it was, when taught …
+    keep_after: float  # … and when it can copy, on …
     kept: float  # … so many tokens a token of the lessons, in short rows, of …
     own_answers: int  # … so many of its own answers, without an instruction, …
     own_kinds: dict[str, float]  # … to these kinds of question, and …
     texts: int  # … so many tokens of pre-training texts
     text_mix: dict[str, float]  # source: share of those texts
+    practised: int  # times that rejection sampling's answers are read (`own_kinds`)
     test_turns: tuple[int, ...]
     test_dialogues: int  # of each kind of instruction
     test_prompts: int  # of each kind, on which the price is measured
@@ -227,7 +229,7 @@ class GhostConfig:
         positive(self, "test_dialogues", "test_prompts")
         not_negative(self, "single_turns", "told_dialogues", "plain_dialogues")
         not_negative(self, "drills", "rm_pairs", "list_samples")
-        not_negative(self, "keep", "own_answers", "texts")
+        not_negative(self, "keep", "keep_after", "own_answers", "texts", "practised")
         fraction(self, "short_share", "combine_share")
         shares(self, "own_kinds")
         shares(self, "text_mix")
