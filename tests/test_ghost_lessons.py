@@ -30,8 +30,10 @@ from cria.ghost_lessons import (
 )
 from cria.ghost_lists import held_out_lists, value_lists
 from cria.ghost_memory import read_memory
+from cria.ghost_stage import practised
 from cria.model import Llama
 from cria.reward import RewardModel
+from cria.selection import Sample, write_pool
 from cria.world.annotators import demonstrate
 from cria.world.instructions import Instruction, instruct, obeys
 from cria.world.judge import judge
@@ -138,29 +140,66 @@ def test_copying_is_learnt_first_and_alone(
         assert ("[INST]" in said) == (label == "single turns")
 
 
+def pool_of(village, vocabulary):
+    """Two answers to each of some questions. That of the second round is newer; what
+    the first round's reward models gave is higher, and says nothing."""
+    asked = [*mixture(village, "train", 6, {"sum": 1.0}), *mixture(village, "train", 2)]
+    asked = list({p.id: p for p in asked}.values())
+    return [
+        Sample(p, tuple(vocabulary.encode(f"{text} answer.", eos=True)), r, 9.0 - r)
+        for r, text in ((1, "old"), (2, "new"))
+        for p in asked
+    ]
+
+
+def test_the_newest_answer_to_every_question_is_practised_without_an_instruction(
+    village, vocabulary
+):
+    pool = pool_of(village, vocabulary)
+    questions = {s.prompt.id for s in pool}
+    made = practised(vocabulary, pool, {"sum": 0.5})
+    assert len(made) == len(questions), "sums have their share already"
+    for document in made:
+        assert vocabulary.decode(counted(document)) == "new answer."
+        assert counted(document)[-1] == vocabulary.eos_id
+    told = [vocabulary.decode(ids) for ids, _ in made]
+    for sample in pool:
+        assert any(sample.prompt.question in text for text in told)
+    rare = next(s.prompt.kind for s in pool if s.prompt.kind != "sum")
+    more = practised(vocabulary, pool, {rare: 0.5})
+    assert len(more) > len(made), "what is rare is repeated"
+    assert {str(d) for d in more} == {str(d) for d in made}
+
+
 def test_ghost_attention_goes_on_from_what_was_taught_and_is_held_to_v4(
-    chain, monkeypatch
+    village, vocabulary, chain, monkeypatch
 ):
     seen = {}
 
     def train(model, teacher, documents, kept, c, **more):
         seen.update(model=model.output.weight.detach().clone(), docs=documents)
-        seen.update(teacher=teacher.output.weight.detach(), kept=kept)
+        seen.update(teacher=teacher.output.weight.detach(), kept=kept, c=c)
         return [{"loss": 0.0, "seconds": 0.0}]
 
     monkeypatch.setattr(ghost_stage, "train_ghost", train)
     monkeypatch.setattr(ghost_stage.checkpoints, "save", lambda *given: None)
     monkeypatch.setattr(ghost_stage.Path, "unlink", lambda path: None)
+    c = replace(SMOKE.ghost, keep=1.0, keep_after=3.0, practised=3)
     ghost_stage.build(
-        SMOKE, 0, chain, chain["ghost"].path,
+        replace(SMOKE, ghost=c), 0, chain, chain["ghost"].path,
         dialogues_of="ghost_dialogues", loss="last", start="v4",
     )  # fmt: skip
     before, taught = (chain[n].model().output.weight for n in ("v4", "ghost_base"))
     assert torch.equal(seen["model"], taught)
     assert torch.equal(seen["teacher"], before)
     assert seen["kept"] == read_memory(chain["ghost_memory"].path)
+    assert seen["c"] == replace(c, keep=3.0)
     talks = ghost_stage.read_dialogues(chain["ghost_dialogues"].path)
-    assert len(seen["docs"]) > len(talks), "earlier lessons are read once more"
+    pool = practised(vocabulary, pool_of(village, vocabulary), dict(c.own_kinds))
+    assert all(seen["docs"].count(document) % 3 == 0 for document in pool)
+    assert all(document in seen["docs"] for document in pool)
+    more = len(seen["docs"]) - len(talks) - 3 * len(pool)
+    assert more > 0, "earlier lessons are read once more"
 
 
 @pytest.fixture(scope="module")
@@ -170,6 +209,7 @@ def chain(tmp_path_factory, vocabulary, village):
     start = root / "v4"
     model = Llama(SMOKE.model, seed=0)
     checkpoints.save(model, start / "model", vocabulary)
+    write_pool(pool_of(village, vocabulary), start / "pool.json")
     reward.save(RewardModel(model, seed=1), start / "rm_helpfulness", vocabulary)
     made = {"v4": artifact(start)}
     for name in ("ghost_memory", "ghost_base", "ghost_dialogues", "ghost"):
