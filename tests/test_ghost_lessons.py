@@ -1,5 +1,6 @@
 """What comes before Ghost Attention: the lessons, and the stages that use them."""
 
+import importlib
 import json
 from collections import Counter
 from dataclasses import replace
@@ -13,7 +14,6 @@ from cria import (
     checkpoints,
     config,
     ghost_base,
-    ghost_memory,
     ghost_stage,
     reward,
     stages,
@@ -34,6 +34,7 @@ from cria.ghost_stage import practised
 from cria.model import Llama
 from cria.reward import RewardModel
 from cria.selection import Sample, write_pool
+from cria.stage_build import _Sections
 from cria.world.annotators import demonstrate
 from cria.world.instructions import Instruction, instruct, obeys
 from cria.world.judge import judge
@@ -117,19 +118,22 @@ def test_copying_is_learnt_first_and_alone(
 ):
     read = []
 
+    memory = [([1, 2], None)]
+
     def train(model, teacher, lessons, kept, c, optim, *rest, label, **more):
+        assert kept is memory
         read.append((label, lessons, optim))
         return [{"label": label}]
 
+    def train_long(model, teacher, lessons, kept, c, *, label, **more):
+        assert kept is memory
+        return [{"label": label}]
+
     monkeypatch.setattr(ghost_base, "train_keeping", train)
-    monkeypatch.setattr(
-        ghost_base,
-        "train_ghost",
-        lambda *given, label, **more: [{"label": label}],
-    )
+    monkeypatch.setattr(ghost_base, "train_ghost", train_long)
     c = replace(SMOKE.ghost, drills=drilled)
     model = Llama(SMOKE.model, seed=0)
-    given = (model, model, vocabulary, village, lists, c, KINDS, [])
+    given = (model, model, vocabulary, village, lists, c, KINDS, memory)
     parts = [part[0]["label"] for part in ghost_base.teach(*given, seed=0)]
     assert parts[-2:] == ["single turns", "long dialogues"]
     assert parts[:-2] == (["drills"] if drilled else [])
@@ -184,6 +188,11 @@ def test_ghost_attention_goes_on_from_what_was_taught_and_is_held_to_v4(
     monkeypatch.setattr(ghost_stage, "train_ghost", train)
     monkeypatch.setattr(ghost_stage.checkpoints, "save", lambda *given: None)
     monkeypatch.setattr(ghost_stage.Path, "unlink", lambda path: None)
+    asked = tuple(mixture(village, "train", 2))
+    talk = Talk(
+        Instruction(figure="Nero"), asked, ("Nero here: yes.", "Nero here: no.")
+    )
+    monkeypatch.setattr(ghost_stage, "read_dialogues", lambda folder: [talk])
     c = replace(SMOKE.ghost, keep=1.0, keep_after=3.0, practised=3)
     ghost_stage.build(
         replace(SMOKE, ghost=c), 0, chain, chain["ghost"].path,
@@ -194,12 +203,13 @@ def test_ghost_attention_goes_on_from_what_was_taught_and_is_held_to_v4(
     assert torch.equal(seen["teacher"], before)
     assert seen["kept"] == read_memory(chain["ghost_memory"].path)
     assert seen["c"] == replace(c, keep=3.0)
-    talks = ghost_stage.read_dialogues(chain["ghost_dialogues"].path)
+    for document in ghost_stage.lessons(village, vocabulary, [talk], "last"):
+        assert document in seen["docs"]
     pool = practised(vocabulary, pool_of(village, vocabulary), dict(c.own_kinds))
     assert all(seen["docs"].count(document) % 3 == 0 for document in pool)
     assert all(document in seen["docs"] for document in pool)
-    more = len(seen["docs"]) - len(talks) - 3 * len(pool)
-    assert more > 0, "earlier lessons are read once more"
+    more = len(seen["docs"]) - 1 - 3 * len(pool)
+    assert more > 0, "some of the earlier lessons are read again"
 
 
 @pytest.fixture(scope="module")
@@ -212,22 +222,24 @@ def chain(tmp_path_factory, vocabulary, village):
     write_pool(pool_of(village, vocabulary), start / "pool.json")
     reward.save(RewardModel(model, seed=1), start / "rm_helpfulness", vocabulary)
     made = {"v4": artifact(start)}
-    for name in ("ghost_memory", "ghost_base", "ghost_dialogues", "ghost"):
-        out = root / name
+    for name in (
+        "ghost_memory",
+        "ghost_base",
+        "ghost_dialogues",
+        "ghost_first",
+        "ghost",
+    ):
+        stage, out = stages.STAGES[name], root / name
         out.mkdir()
-        if name == "ghost_memory":
-            ghost_memory.build(SMOKE, 0, made, out, start="v4")
-        elif name == "ghost_base":
-            ghost_base.build(SMOKE, 0, made, out, start="v4", rm_of="v4")
-        elif name == "ghost_dialogues":
-            ghost_stage.build_dialogues(SMOKE, 0, made, out, best=True)
-        else:
-            ghost_stage.build(
-                SMOKE, 0, made, out, dialogues_of="ghost_dialogues", loss="last",
-                start="v4",
-            )  # fmt: skip
+        build = getattr(*resolved(stage.function))
+        build(_Sections(name, stage, SMOKE), 0, made, out, **stage.options)
         made[name] = artifact(out)
     return made
+
+
+def resolved(function):
+    module, name = function.split(":")
+    return importlib.import_module(module), name
 
 
 def artifact(path):

@@ -58,7 +58,7 @@ def test_each_worker_is_a_process_of_its_own_with_one_thread():
 
 
 @pytest.mark.skipif(not hasattr(os, "nice"), reason="Windows knows no nice values")
-def test_jobs_give_way_to_the_process_that_waits_for_them():
+def test_jobs_have_a_nice_value_higher_than_ours():
     here = os.nice(0)
     got = side_by_side.run(manners, {"a": {}}, progress=False)
     assert got["a"] == min(here + side_by_side.POLITE, 19) and os.nice(0) == here

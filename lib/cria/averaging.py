@@ -1,9 +1,7 @@
-"""Means of weights: between two networks of one shape that began as one.
+"""A running mean of weights: of the networks that one run of training passes through.
 
-A network half way between two trained ones would be nonsense if each had begun with
-weights of its own. Fine-tuned from the same start, the way between them is short and
-straight, and the loss along it low (WiSE-FT, Wortsman et al. 2022): a mean keeps much
-of what either can do.
+They began as one, so the way between them is short and the loss along it low (Wortsman
+et al. 2022). Between networks that began apart, a mean would be nonsense.
 """
 
 from __future__ import annotations

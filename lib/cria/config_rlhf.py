@@ -213,7 +213,7 @@ class GhostConfig:
     own_kinds: dict[str, float]  # … to these kinds of question, and …
     texts: int  # … so many tokens of pre-training texts
     text_mix: dict[str, float]  # source: share of those texts
-    practised: int  # times that rejection sampling's answers are read (`own_kinds`)
+    practised: int  # times an epoch that the answers chosen before are read
     test_turns: tuple[int, ...]
     test_dialogues: int  # of each kind of instruction
     test_prompts: int  # of each kind, on which the price is measured

@@ -59,7 +59,7 @@ def teach(
     Copying asks for many steps at a high rate, some of them with nothing else to learn:
     mixed with the rest from the start, it appears in some runs and not in others. Long
     dialogues ask for long rows.
-    teacher: the model as it was, which it is held to all the time, on `kept`.
+    teacher: the model as it was, which it is held to all the time, on ``kept``.
     """
     given = (vocabulary, village)
     n_first = round(FIRST * c.drills)

@@ -6,13 +6,15 @@
     loss = cross entropy on the lessons + keep · KL(model ‖ teacher) on the memory.
 
 The memory is the teacher's own sampled answers to questions without an instruction,
-and truthful texts. It is not repeated word for word: all that the teacher holds
-likely counts. The divergence is that of PPO's penalty (§3.2.3): what the teacher would
-never say is dear. The other way round, as Li & Hoiem have it, a model that spreads a
-little of its belief over any nonsense pays next to nothing, and says it at temperature
-1. Since the teacher answers for itself, it can be asked anything: in half of the
-questions some words are exchanged, so that the model is held to it beyond the
-questions that training knows.
+and truthful texts. It is not repeated word for word: the teacher's whole distribution
+is the standard. The divergence has the direction of PPO's penalty (§3.2.3): what the
+teacher would never say is dear. The other way round, as Li & Hoiem have it, belief
+spread over nonsense costs little, however absurd it is, and at temperature 1 it is
+said. In return, ours lets one of several likely answers go cheaply.
+
+Since the teacher answers for itself, it can be asked anything: in half of the questions
+some words are exchanged, so that the model is held to it beyond the questions that
+training knows.
 """
 
 from __future__ import annotations

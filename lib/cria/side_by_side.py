@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 
 SAY_EVERY = 10.0  # seconds between two lasting lines
-POLITE = 10  # how much later than others a job is served, where cores are short
+POLITE = 10  # a job's nice value: where cores are short, others get far more of them
 
 
 def run(
@@ -29,8 +29,8 @@ def run(
     At most ``workers`` at once (default: one a core, and no more than there are
     jobs). The function must live in a module, and it and its arguments must be
     picklable. The first error ends the rest and is raised here. Results do not
-    depend on the number of workers: each job has one thread. Jobs give way to what
-    else runs here: beside them `cria.ahead` may build a stage that many wait for.
+    depend on the number of workers: each job has one thread. Jobs give way to all else
+    that runs here: beside them `cria.ahead` may build a stage that many wait for.
     """
     if not jobs:
         return {}

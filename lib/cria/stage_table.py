@@ -59,8 +59,8 @@ SAFETY_DATA = ("safety.helpful", "safety.safety", "safety.shares")
 SAFETY_LOOK = ("safety.gold_per_kind", "safety.gold_answers")
 PRE_PROMPT = ("safety.pre_prompt", "safety.lesson", "safety.lesson_harm")
 DISTILLED = ("safety.distilled", "safety.distilled_kinds")
-# Of Ghost Attention's knobs those that each of its stages reads, so that turning one
-# does not begin from the first of them again.
+# Of Ghost Attention's knobs those that its first and last stages read, so that turning
+# one of the others does not begin with the teaching again.
 GHOST_MEMORY = tuple(
     f"ghost.{knob}"
     for knob in ("wordings", "own_answers", "own_kinds", "texts", "text_mix", "dtype")
@@ -377,20 +377,20 @@ STAGES: dict[str, Stage] = {
     "ghost_obedience": Stage(
         "cria.ghost_evaluate:build_obedience",
         needs=("ghost_base", "ghost_all", "ghost_raw", "ghost"),
-        sections=("ghost",),
+        sections=("ghost.test_dialogues", "ghost.test_turns"),
         data=WORLD,
     ),
     "ghost_price": Stage(
         "cria.ghost_evaluate:build_price",
         needs=(NEWEST, "ghost_base", "ghost"),
-        sections=("ghost",),
+        sections=("ghost.test_prompts",),
         data=WORLD,
         options={"start": NEWEST},
     ),
     "ghost_attention": Stage(
         "cria.ghost_attention:build",
         needs=("ghost_base", "ghost"),
-        sections=("ghost",),
+        sections=("ghost.test_turns",),
         data=WORLD,
     ),
     "evaluation": Stage(
