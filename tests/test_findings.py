@@ -116,6 +116,7 @@ def test_keep_replaces_a_seed_and_writes_where_it_came_from(house):
     ]
     assert kept["profile"] == "course" and kept["config"]["profile"] == "course"
     assert {"date", "versions", "machine"} <= set(kept["rows"][0])
+    assert kept["rows"][0]["machine"]["auto_dtype"] in ("float32", "bfloat16")
     assert str(house) not in json.dumps(kept)
 
 

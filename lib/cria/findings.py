@@ -75,7 +75,10 @@ def keep(ids: Iterable[int] | None, profile: str, seed: int) -> list[int]:
     averaged (`cria.settings_read` says which of them count): ValueError then says
     which file to delete to begin anew.
     """
+    from cria.training import pick_dtype  # torch: slow, and only wanted here
+
     recorded.no_smoke(profile)
+    auto = str(pick_dtype("auto")).removeprefix("torch.")
     ledger = _read_ledger(ledger_path())
     run = ledger["runs"].get(f"{profile}/{seed}", {})
     wanted = [int(key) for key in run] if ids is None else list(ids)
@@ -96,7 +99,7 @@ def keep(ids: Iterable[int] | None, profile: str, seed: int) -> list[int]:
             "values": entry["values"],
             "date": entry["date"],
             "versions": versions(),
-            "machine": machine(),
+            "machine": {**machine(), "auto_dtype": auto},  # what dtype: auto was
         }
         others = [r for r in kept["rows"] if r["seed"] != seed] if kept else []
         rows = sorted([*others, row], key=lambda r: r["seed"])
