@@ -8,6 +8,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from cria.stage_knobs import (
+    DISTILLED,
+    GHOST_MEMORY,
+    GHOST_SAMPLED,
+    GHOST_TAUGHT,
+    PRE_PROMPT,
+    RS_ASKED,
+    RS_LOOK,
+    RS_SMALL,
+    SAFETY_DATA,
+    SAFETY_LOOK,
+)
+
 __all__ = ["NOT_WORLD", "SETTINGS", "STAGES", "WORLD", "Stage"]
 
 
@@ -47,41 +60,6 @@ SETTINGS = tuple(
 NEWEST = "v4"  # the chat model that Ghost Attention goes on with …
 ITS_RM = "v4"  # … and the round whose reward model it takes
 NOT_WORLD = ("findings.yaml",)  # the ledger's claims: no stage reads them
-
-# Knobs that several comparisons of rejection sampling read.
-RS_ASKED = (
-    "rejection_comparisons.prompts",
-    "rejection_comparisons.temperature",
-    "ppo.safety_gate",
-)
-RS_LOOK = ("rejection_comparisons.gold_per_kind", "rejection_comparisons.gold_answers")
-SAFETY_DATA = ("safety.helpful", "safety.safety", "safety.shares")
-SAFETY_LOOK = ("safety.gold_per_kind", "safety.gold_answers")
-PRE_PROMPT = ("safety.pre_prompt", "safety.lesson", "safety.lesson_harm")
-DISTILLED = ("safety.distilled", "safety.distilled_kinds")
-# Of Ghost Attention's knobs those that its first and last stages read, so that turning
-# one of the others does not begin with the teaching again.
-GHOST_MEMORY = tuple(
-    f"ghost.{knob}"
-    for knob in ("wordings", "own_answers", "own_kinds", "texts", "text_mix", "dtype")
-)
-GHOST_WISHES = ("ghost.max_turns", "ghost.short_share", "ghost.combine_share")
-GHOST_TAUGHT = (
-    *GHOST_WISHES,
-    *(
-        f"ghost.{knob}"
-        for knob in (
-            *("wordings", "list_samples", "single_turns", "told_dialogues", "drills"),
-            *("plain_dialogues", "rm_pairs", "teach_seq_len", "teach_optim", "optim"),
-            *("keep", "kept", "batch_size", "seq_len", "dtype"),
-        )
-    ),
-)
-GHOST_SAMPLED = (
-    *GHOST_WISHES,
-    *(f"ghost.{knob}" for knob in ("dialogues", "samples", "temperature", "dtype")),
-)
-RS_SMALL = ("comparisons.reward_models", "rejection_comparisons.small_model")
 
 STAGES: dict[str, Stage] = {
     "tokenizer": Stage(
@@ -353,7 +331,7 @@ STAGES: dict[str, Stage] = {
         name: Stage(
             "cria.ghost_stage:build_dialogues",
             needs=("ghost_base",),
-            sections=GHOST_SAMPLED,
+            sections=(*GHOST_SAMPLED, *(("ghost.samples",) if best else ())),
             data=WORLD,
             options={"best": best},
         )
