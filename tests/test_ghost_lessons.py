@@ -139,6 +139,7 @@ def test_copying_is_learnt_first_and_alone(
         alone = label == "drills"
         assert optim is (c.drill_optim if alone else c.teach_optim)
         assert batch_size == (5 if alone else c.batch_size)
+        assert not alone or rows.n_docs == drilled, "all of them"
         said = vocabulary.decode(rows.ids.flatten().tolist())
         assert ("[INST]" in said) == (not alone)
 
@@ -173,7 +174,10 @@ def test_ghost_attention_goes_on_from_what_was_taught_and_is_held_to_v4(
     assert seen["c"] == replace(c, keep=3.0)
     for document in ghost_stage.lessons(village, vocabulary, [talk], "last"):
         assert document in seen["docs"]
-    assert len(seen["docs"]) > 1, "some of the earlier lessons are read again"
+    told = [vocabulary.decode(ids).count("[INST]") for ids, _ in seen["docs"][1:]]
+    assert 1 in told, "single turns are read again"
+    assert 0 in told, "and drills"
+    assert max(told) > 1, "and a plain dialogue"
 
 
 @pytest.fixture(scope="module")

@@ -141,14 +141,16 @@ def test_a_step_reads_so_many_rows_of_memory(teacher, monkeypatch):
     monkeypatch.setattr(
         ghost_memory,
         "train",
-        lambda model, batches, *rest, **more: seen.append(batches(0)) or [],
+        lambda model, batches, loss, optim, steps, **more: (
+            seen.append((batches(0), steps)) or []
+        ),
     )
     c = replace(SMOKE.ghost, kept=2.0, batch_size=1, teach_seq_len=20, keep=1.0)
     given = (deepcopy(teacher), teacher, packing.pack(lines(12), 40), lines(12, 600))
     train_keeping(*given, c, c.optim, 1, seed=0, label="both")
     train_keeping(*given, c, c.optim, 1, batch_size=3, seed=0, label="both")
-    rows = [(len(batch["kept_ids"]), len(batch["ids"])) for batch in seen]
-    assert rows == [(4, 1), (12, 3)]
+    rows = [(len(b["kept_ids"]), len(b["ids"]), steps) for b, steps in seen]
+    assert rows == [(4, 1, 3), (12, 3, 1)]
 
 
 def test_the_memory_is_what_the_teacher_says_and_whole_texts(

@@ -218,7 +218,7 @@ class GhostConfig:
     test_turns: tuple[int, ...]
     test_dialogues: int  # of each kind of instruction
     test_prompts: int  # of each kind, on which the price is measured
-    batch_size: int  # rows
+    batch_size: int  # rows a step, but for the drills
     seq_len: int
     epochs: int
     optim: OptimConfig
@@ -227,7 +227,7 @@ class GhostConfig:
     def __post_init__(self) -> None:
         positive(self, "dialogues", "max_turns", "samples", "temperature")
         positive(self, "batch_size", "kept", "seq_len", "teach_seq_len", "epochs")
-        positive(self, "test_dialogues", "test_prompts")
+        positive(self, "drill_rows", "test_dialogues", "test_prompts")
         not_negative(self, "single_turns", "told_dialogues", "plain_dialogues")
         not_negative(self, "drills", "rm_pairs", "list_samples")
         not_negative(self, "keep", "keep_after", "own_answers", "texts")

@@ -36,6 +36,7 @@ from cria.world.prompts import mixture
 __all__ = ["build", "compare_obedience", "teach"]
 
 # Of single questions and of drills: beside the single turns, and beside the dialogues.
+# A few drills keep up what the first ones have taught.
 SHORT_SHARES, LONG_SHARES = (1.0, 0.12), (0.33, 0.08)
 
 
@@ -55,10 +56,9 @@ def teach(
     """Train ``model`` in place: drills, then single turns, then dialogues; the metrics
     of each.
 
-    Copying comes first, and must be there before the first instruction: a model without
-    it learns by heart what to say to each name, and then has no need to copy. It asks
-    for many steps at a high rate, `c.drill_rows` rows each. Long dialogues ask for long
-    rows.
+    Copying comes first, so that it is there, or nearly, with the first instruction: a
+    model without it learns by heart what to say to each name. It asks for many steps at
+    a high rate, `c.drill_rows` rows each. Long dialogues ask for long rows.
     teacher: the model as it was, which it is held to all the time, on ``kept``.
     """
     given = (vocabulary, village)
