@@ -140,12 +140,16 @@ def test_a_step_reads_so_many_rows_of_memory(teacher, monkeypatch):
     monkeypatch.setattr(
         ghost_memory,
         "train",
-        lambda model, batches, *rest, **more: seen.append(batches(0)) or [],
+        lambda model, batches, loss, optim, steps, **more: (
+            seen.append((batches(0), steps)) or []
+        ),
     )
     c = replace(SMOKE.ghost, kept=2.0, batch_size=1, teach_seq_len=20, keep=1.0)
     given = (deepcopy(teacher), teacher, packing.pack(lines(12), 40), lines(12, 600))
     train_keeping(*given, c, c.optim, 1, seed=0, label="both")
-    assert len(seen[0]["kept_ids"]) == 4 and len(seen[0]["ids"]) == 1
+    [(batch, steps)] = seen
+    assert len(batch["kept_ids"]) == 4 and len(batch["ids"]) == 1
+    assert steps == 3, "twelve lines in three rows, one a step"
 
 
 def test_the_memory_is_what_the_teacher_says_and_whole_texts(
