@@ -133,6 +133,7 @@ MISTAKES = {  # change: what the sentence must name
     "pretrain.steps=many": ["pretrain.steps", "a whole number", "'many'"],
     "pretrain.steps=2.5": ["pretrain.steps", "a whole number", "2.5"],
     "pretrain.steps=true": ["pretrain.steps", "a whole number", "True"],
+    "ghost.drill_rows=0": ["ghost.drill_rows", "0"],
     "sft.packing=1": ["sft.packing", "true or false"],
     "pretrain.optim.lr=.nan": ["pretrain.optim.lr", "a finite number"],
     "pretrain.optim.betas=[0.9]": ["pretrain.optim.betas", "a list of 2"],

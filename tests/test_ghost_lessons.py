@@ -30,10 +30,8 @@ from cria.ghost_lessons import (
 )
 from cria.ghost_lists import held_out_lists, value_lists
 from cria.ghost_memory import read_memory
-from cria.ghost_stage import practised
 from cria.model import Llama
 from cria.reward import RewardModel
-from cria.selection import Sample, write_pool
 from cria.stage_build import _Sections
 from cria.world.annotators import demonstrate
 from cria.world.instructions import Instruction, instruct, obeys
@@ -122,7 +120,7 @@ def test_copying_is_learnt_first_and_alone(
 
     def train(model, teacher, lessons, kept, c, optim, *rest, label, **more):
         assert kept is memory
-        read.append((label, lessons, optim))
+        read.append((label, lessons, optim, more["batch_size"]))
         return [{"label": label}]
 
     def train_long(model, teacher, lessons, kept, c, *, label, **more):
@@ -131,50 +129,19 @@ def test_copying_is_learnt_first_and_alone(
 
     monkeypatch.setattr(ghost_base, "train_keeping", train)
     monkeypatch.setattr(ghost_base, "train_ghost", train_long)
-    c = replace(SMOKE.ghost, drills=drilled)
+    c = replace(SMOKE.ghost, drills=drilled, drill_rows=5)
     model = Llama(SMOKE.model, seed=0)
     given = (model, model, vocabulary, village, lists, c, KINDS, memory)
     parts = [part[0]["label"] for part in ghost_base.teach(*given, seed=0)]
     assert parts[-2:] == ["single turns", "long dialogues"]
     assert parts[:-2] == (["drills"] if drilled else [])
-    for label, rows, optim in read:
-        assert optim.lr == c.teach_optim.lr
-        if label == "drills":
-            assert optim.min_lr_ratio == 1
-            assert rows.n_docs == drilled / 2, "the other half is mixed with the rest"
+    for label, rows, optim, batch_size in read:
+        alone = label == "drills"
+        assert optim is (c.drill_optim if alone else c.teach_optim)
+        assert batch_size == (5 if alone else c.batch_size)
+        assert not alone or rows.n_docs == drilled, "all of them"
         said = vocabulary.decode(rows.ids.flatten().tolist())
-        assert ("[INST]" in said) == (label == "single turns")
-
-
-def pool_of(village, vocabulary):
-    """Two answers to each of some questions. That of the second round is newer; what
-    the first round's reward models gave is higher, and says nothing."""
-    asked = [*mixture(village, "train", 6, {"sum": 1.0}), *mixture(village, "train", 2)]
-    asked = list({p.id: p for p in asked}.values())
-    return [
-        Sample(p, tuple(vocabulary.encode(f"{text} answer.", eos=True)), r, 9.0 - r)
-        for r, text in ((1, "old"), (2, "new"))
-        for p in asked
-    ]
-
-
-def test_the_newest_answer_to_every_question_is_practised_without_an_instruction(
-    village, vocabulary
-):
-    pool = pool_of(village, vocabulary)
-    questions = {s.prompt.id for s in pool}
-    made = practised(vocabulary, pool, {"sum": 0.5})
-    assert len(made) == len(questions), "sums have their share already"
-    for document in made:
-        assert vocabulary.decode(counted(document)) == "new answer."
-        assert counted(document)[-1] == vocabulary.eos_id
-    told = [vocabulary.decode(ids) for ids, _ in made]
-    for sample in pool:
-        assert any(sample.prompt.question in text for text in told)
-    rare = next(s.prompt.kind for s in pool if s.prompt.kind != "sum")
-    more = practised(vocabulary, pool, {rare: 0.5})
-    assert len(more) > len(made), "what is rare is repeated"
-    assert {str(d) for d in more} == {str(d) for d in made}
+        assert ("[INST]" in said) == (not alone)
 
 
 def test_ghost_attention_goes_on_from_what_was_taught_and_is_held_to_v4(
@@ -195,7 +162,7 @@ def test_ghost_attention_goes_on_from_what_was_taught_and_is_held_to_v4(
         Instruction(figure="Nero"), asked, ("Nero here: yes.", "Nero here: no.")
     )
     monkeypatch.setattr(ghost_stage, "read_dialogues", lambda folder: [talk])
-    c = replace(SMOKE.ghost, keep=1.0, keep_after=3.0, practised=3)
+    c = replace(SMOKE.ghost, keep=1.0, keep_after=3.0)
     ghost_stage.build(
         replace(SMOKE, ghost=c), 0, chain, chain["ghost"].path,
         dialogues_of="ghost_dialogues", loss="last", start="v4",
@@ -207,15 +174,11 @@ def test_ghost_attention_goes_on_from_what_was_taught_and_is_held_to_v4(
     assert seen["c"] == replace(c, keep=3.0)
     for document in ghost_stage.lessons(village, vocabulary, [talk], "last"):
         assert document in seen["docs"]
-    pool = practised(vocabulary, pool_of(village, vocabulary), dict(c.own_kinds))
-    assert all(seen["docs"].count(document) % 3 == 0 for document in pool)
-    assert all(document in seen["docs"] for document in pool)
-    again = [doc for doc in seen["docs"][1:] if doc not in pool]
-    told = [vocabulary.decode(ids).count("[INST]") for ids, _ in again]
+    told = [vocabulary.decode(ids).count("[INST]") for ids, _ in seen["docs"][1:]]
     assert 1 in told, "single turns are read again"
     assert 0 in told, "and drills"
     [plain] = dialogues(vocabulary, village, None, c, 1, seed=6)
-    assert plain in again, "and a plain dialogue"
+    assert plain in seen["docs"][1:], "and a plain dialogue"
 
 
 @pytest.fixture(scope="module")
@@ -225,7 +188,6 @@ def chain(tmp_path_factory, vocabulary, village):
     start = root / "v4"
     model = Llama(SMOKE.model, seed=0)
     checkpoints.save(model, start / "model", vocabulary)
-    write_pool(pool_of(village, vocabulary), start / "pool.json")
     reward.save(RewardModel(model, seed=1), start / "rm_helpfulness", vocabulary)
     made = {"v4": artifact(start)}
     for name in (

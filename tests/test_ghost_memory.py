@@ -130,9 +130,10 @@ def test_held_to_its_memory_a_model_strays_less(teacher):
 
 @pytest.mark.parametrize(("seq_len", "rows"), [(128, 2), (800, 9), (10, 1)])
 def test_long_lessons_have_as_much_memory_a_token_as_short_ones(seq_len, rows):
-    c = replace(SMOKE.ghost, kept=1.5, batch_size=1, teach_seq_len=128)
-    assert rows_beside(c, seq_len) == rows
-    assert rows_beside(replace(c, kept=3.0), 800) == 19
+    c = replace(SMOKE.ghost, kept=1.5, teach_seq_len=128)
+    assert rows_beside(c, seq_len, 1) == rows
+    assert rows_beside(replace(c, kept=3.0), 800, 1) == 19
+    assert rows_beside(c, 128, 4) == 6
 
 
 def test_a_step_reads_so_many_rows_of_memory(teacher, monkeypatch):
@@ -147,9 +148,9 @@ def test_a_step_reads_so_many_rows_of_memory(teacher, monkeypatch):
     c = replace(SMOKE.ghost, kept=2.0, batch_size=1, teach_seq_len=20, keep=1.0)
     given = (deepcopy(teacher), teacher, packing.pack(lines(12), 40), lines(12, 600))
     train_keeping(*given, c, c.optim, 1, seed=0, label="both")
-    [(batch, steps)] = seen
-    assert len(batch["kept_ids"]) == 4 and len(batch["ids"]) == 1
-    assert steps == 3, "twelve lines in three rows, one a step"
+    train_keeping(*given, c, c.optim, 1, batch_size=3, seed=0, label="both")
+    rows = [(len(b["kept_ids"]), len(b["ids"]), steps) for b, steps in seen]
+    assert rows == [(4, 1, 3), (12, 3, 1)]
 
 
 def test_the_memory_is_what_the_teacher_says_and_whole_texts(

@@ -202,6 +202,8 @@ class GhostConfig:
     told_dialogues: int  # dialogues with the instruction in every turn
     plain_dialogues: int  # dialogues without an instruction
     drills: int  # lines of words to be said again: how copying is learnt
+    drill_rows: int  # a step, while there is nothing else
+    drill_optim: OptimConfig
     rm_pairs: int  # comparisons that show a reward model what obeying is
     teach_seq_len: int  # of the rows of what is short
     teach_optim: OptimConfig
@@ -213,11 +215,10 @@ class GhostConfig:
     own_kinds: dict[str, float]  # … to these kinds of question, and …
     texts: int  # … so many tokens of pre-training texts
     text_mix: dict[str, float]  # source: share of those texts
-    practised: int  # times an epoch that the answers chosen before are read
     test_turns: tuple[int, ...]
     test_dialogues: int  # of each kind of instruction
     test_prompts: int  # of each kind, on which the price is measured
-    batch_size: int  # rows
+    batch_size: int  # rows a step, but for the drills
     seq_len: int
     epochs: int
     optim: OptimConfig
@@ -226,10 +227,10 @@ class GhostConfig:
     def __post_init__(self) -> None:
         positive(self, "dialogues", "max_turns", "samples", "temperature")
         positive(self, "batch_size", "kept", "seq_len", "teach_seq_len", "epochs")
-        positive(self, "test_dialogues", "test_prompts")
+        positive(self, "drill_rows", "test_dialogues", "test_prompts")
         not_negative(self, "single_turns", "told_dialogues", "plain_dialogues")
         not_negative(self, "drills", "rm_pairs", "list_samples")
-        not_negative(self, "keep", "keep_after", "own_answers", "texts", "practised")
+        not_negative(self, "keep", "keep_after", "own_answers", "texts")
         fraction(self, "short_share", "combine_share")
         shares(self, "own_kinds")
         shares(self, "text_mix")

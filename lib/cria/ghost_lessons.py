@@ -2,10 +2,10 @@
 
 A large chat model follows an instruction that stands in the question itself. A model
 of a million weights has to be taught: first to repeat any word (`drills`: else it
-learns which names there are, and can act as nobody else), then to obey in one turn,
-in every skill, to obey in long dialogues that remind it at every turn, and to talk
-for twenty turns without an instruction. `cria.ghost_memory` sees to it that the model
-forgets little of what it can do meanwhile.
+learns by heart what to say to which name, and can act as nobody else), then to obey
+in one turn, in every skill, to obey in long dialogues that remind it at every turn, and
+to talk for twenty turns without an instruction. `cria.ghost_memory` sees to it that the
+model forgets little of what it can do meanwhile.
 """
 
 from __future__ import annotations

@@ -168,11 +168,12 @@ def beside_each_other(
     return batch
 
 
-def rows_beside(c: GhostConfig, seq_len: int) -> int:
+def rows_beside(c: GhostConfig, seq_len: int, batch_size: int) -> int:
     """Short rows of memory a step: `c.kept` tokens for every token of the lessons, in
-    rows of ``seq_len``. What is taught for longer would else be paid for by the rest.
+    ``batch_size`` rows of ``seq_len``. What is taught for longer would else be paid
+    for by the rest.
     """
-    return max(1, round(c.kept * c.batch_size * seq_len / c.teach_seq_len))
+    return max(1, round(c.kept * batch_size * seq_len / c.teach_seq_len))
 
 
 def train_keeping(
@@ -184,27 +185,31 @@ def train_keeping(
     optim: OptimConfig,
     epochs: float,
     *,
+    batch_size: int | None = None,
     seed: int,
     out: Path | None = None,
     label: str,
     progress: bool = True,
 ) -> list[dict]:
-    """Train ``model`` in place: `c.batch_size` rows of lessons a step, and beside them
-    `rows_beside` of the memory, which begins anew as often as it must; the metrics.
+    """Train ``model`` in place: ``batch_size`` rows of lessons a step (else the
+    config's), and beside them `rows_beside` of the memory, which begins anew as often
+    as it must; the metrics.
 
     With no memory, or a weight `c.keep` of 0, it is plain fine-tuning.
     """
-    batches, loss = packing.batches(lessons, c.batch_size, seed), sft_loss
+    n = c.batch_size if batch_size is None else batch_size
+    batches, loss = packing.batches(lessons, n, seed), sft_loss
     if kept and c.keep > 0:
         rows = packing.pack(kept, c.teach_seq_len)
-        others = packing.batches(rows, rows_beside(c, lessons.ids.shape[1]), seed + 1)
+        beside = rows_beside(c, lessons.ids.shape[1], n)
+        others = packing.batches(rows, beside, seed + 1)
         batches, loss = beside_each_other(batches, others), keeping(teacher, c.keep)
     metrics = train(
         model,
         batches,
         loss,
         optim,
-        packing.n_steps(lessons, c.batch_size, epochs),
+        packing.n_steps(lessons, n, epochs),
         out=out,
         seed=seed,
         dtype=c.dtype,

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from cria import chat, checkpoints, reward, world
+from cria import checkpoints, reward, world
 from cria.config import GhostConfig
 from cria.ghost import Lists, every_answer, ghost, train_ghost
 from cria.ghost_dialogues import Talk, plans
@@ -16,16 +16,16 @@ from cria.ghost_memory import read_memory
 from cria.ghost_synthesis import best_by, first_clean, synthesise
 from cria.packing import Document
 from cria.provenance import write_json
-from cria.selection import Sample, balanced, read_pool
 from cria.tokenizer import Tokenizer
 from cria.training import pick_dtype
 from cria.world import World
 from cria.world.instructions import obeys, text
 
-__all__ = ["build", "build_dialogues", "lessons", "obedience", "practised"]
+__all__ = ["build", "build_dialogues", "lessons", "obedience"]
 __all__ += ["read_dialogues", "read_lists"]
 
-AGAIN = 0.33  # of the short lessons, and of the plain dialogues, is read once more
+# Read once more: of the single turns and the plain dialogues, and of the drills.
+AGAIN, DRILLED_AGAIN = 0.33, 0.08
 LAYOUTS = {"last": ghost, "all": every_answer}  # which answers the loss counts
 
 
@@ -110,8 +110,7 @@ def build(
     """Stages `ghost`, `ghost_all` and `ghost_raw`: the model of `ghost_base`, trained
     on the dialogues of a stage, and held to the model of ``start``.
 
-    Beside them it reads some of the earlier lessons once more, and the answers that
-    rejection sampling chose, as the paper's next round would. Copying has been learnt
+    Beside them it reads some of the earlier lessons once more. Copying has been learnt
     by now, so the tie can be tighter.
     """
     village, c, base = world.load(), config.ghost, upstream["ghost_base"]
@@ -120,8 +119,6 @@ def build(
     talks = read_dialogues(upstream[dialogues_of].path)
     learnt = lessons(village, vocabulary, talks, loss)
     again = once_more(config, vocabulary, village, read_lists(base.path), seed)
-    pool = read_pool(upstream[start].path / "pool.json")
-    again += practised(vocabulary, pool, dict(c.own_kinds)) * c.practised
     kept = read_memory(upstream["ghost_memory"].path)
     metrics = train_ghost(
         model,
@@ -152,24 +149,6 @@ def once_more(
     kinds, n = dict(config.rejection.kinds), round(AGAIN * c.plain_dialogues)
     given = (vocabulary, village)
     return [
-        *short_lessons(*given, lists, c, kinds, (AGAIN, AGAIN), 10 * seed + 5),
+        *short_lessons(*given, lists, c, kinds, (AGAIN, DRILLED_AGAIN), 10 * seed + 5),
         *dialogues(*given, None, c, n, 10 * seed + 6),
     ]
-
-
-def practised(
-    vocabulary: Tokenizer, pool: Sequence[Sample], kinds: Mapping[str, float]
-) -> list[Document]:
-    """Answers that rejection sampling chose once more, without any instruction.
-
-    pool: in the order of the rounds.  Of the answers to one prompt it is the newest:
-    every round had reward models of its own, so that old scores do not compare.
-    kinds: kind of prompt → share; the answers of a rare one are repeated.
-    """
-    newest = list({sample.prompt.id: sample for sample in pool}.values())
-    made = []
-    for sample in balanced(newest, kinds):
-        prompt = chat.prompt_ids(vocabulary, sample.prompt.messages)
-        counts = [False] * len(prompt) + [True] * len(sample.ids)
-        made.append(([*prompt, *sample.ids], counts))
-    return made

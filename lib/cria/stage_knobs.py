@@ -28,7 +28,8 @@ GHOST_MEMORY = _knobs("ghost", "wordings own_answers own_kinds texts text_mix dt
 GHOST_TAUGHT = (
     *GHOST_WISHES,
     *_knobs("ghost", "wordings list_samples single_turns told_dialogues"),
-    *_knobs("ghost", "plain_dialogues drills rm_pairs teach_seq_len teach_optim"),
+    *_knobs("ghost", "plain_dialogues drills drill_rows drill_optim"),
+    *_knobs("ghost", "rm_pairs teach_seq_len teach_optim"),
     *_knobs("ghost", "keep kept batch_size seq_len optim dtype"),
 )
 GHOST_SAMPLED = (*GHOST_WISHES, *_knobs("ghost", "dialogues temperature dtype"))
