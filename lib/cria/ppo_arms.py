@@ -29,7 +29,7 @@ from cria.ppo_training import train_ppo
 from cria.rejection import SAFETY, Judges, fine_tune, sample
 from cria.reward import combine_rewards
 from cria.sampling import generate
-from cria.selection import balanced, best
+from cria.selection import balanced, best, ended
 from cria.tokenizer import Tokenizer
 from cria.training import pick_dtype
 from cria.world import World
@@ -287,5 +287,6 @@ def _round(
         gate=config.safety_gate,
         seed=seed,
     )
-    lessons = balanced(best(found), config.kinds)
+    chosen = best(ended(found, vocabulary.eos_id))
+    lessons = balanced(chosen, config.kinds)
     fine_tune(policy, vocabulary, lessons, rejection, seed=seed, progress=False)

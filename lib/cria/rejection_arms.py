@@ -27,7 +27,7 @@ from cria.preferences import collect
 from cria.rejection import fine_tune, rescore, sample
 from cria.reward_evaluate import ceiling, scored
 from cria.rrhf import ranked, train_rrhf
-from cria.selection import Sample, balanced, best
+from cria.selection import Sample, balanced, best, ended
 from cria.tokenizer import Tokenizer
 from cria.world import corpora
 from cria.world.prompts import Prompt, mixture
@@ -163,7 +163,7 @@ def branch(
                 gate=gate,
                 seed=100 * key,
             )
-            lessons = best(new)
+            lessons = best(ended(new, vocabulary.eos_id))
             if pool == "all":
                 kept = [*kept, *lessons]
                 lessons = best(rescore(kept, rms, vocabulary, gate))

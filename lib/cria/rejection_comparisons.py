@@ -27,6 +27,7 @@ from cria.selection import (
     Sample,
     balanced,
     best,
+    ended,
     of_round,
     randomly,
     read_pool,
@@ -55,6 +56,10 @@ class _Given:
     def samples(self) -> list[Sample]:
         return read_pool(self.upstream["rs_samples"].path / SAMPLES)
 
+    def whole(self, samples: list[Sample]) -> list[Sample]:
+        """Those to choose from: the ones that ended."""
+        return ended(samples, self.upstream["sft_a"].tokenizer().eos_id)
+
     @property
     def look(self) -> Look:
         c = self.config.rejection_comparisons
@@ -82,7 +87,7 @@ class _Given:
 
 def _choice(given: _Given) -> dict[str, Job]:
     """The best of K against any of K: the same prompts, steps and texts read beside."""
-    c, found = given.config.rejection, given.samples
+    c, found = given.config.rejection, given.whole(given.samples)
     picked = {"best": best(found), "random": randomly(found, given.seed)}
     vocabulary = given.upstream["sft_a"].tokenizer()
     texts = texts_beside(picked["best"], c, vocabulary, given.seed)
@@ -104,7 +109,7 @@ def _rrhf(given: _Given) -> dict[str, Job]:
             "seed": given.seed,
             "dtype": given.config.rejection.dtype,
         },
-        "best of K": given.tuned(best(given.samples)),
+        "best of K": given.tuned(best(given.whole(given.samples))),
     }
 
 
@@ -120,7 +125,7 @@ def _pool(given: _Given) -> dict[str, Job]:
     common = {
         "function": branch,
         "folder": given.model("sft_a"),
-        "first": best(given.samples),
+        "first": best(given.whole(given.samples)),
         "judges": [given.judges(1), given.judges(2)],
         "config": rejection,
         "look": given.look,
@@ -156,7 +161,7 @@ def _distill(given: _Given) -> dict[str, Job]:
         "before": {"function": looked_at, "folder": small, "look": given.look},
         **{
             name: given.tuned(lessons, folder=small, config=c)
-            for name, lessons in (("own", best(own)), ("big", big))
+            for name, lessons in (("own", best(given.whole(own))), ("big", big))
         },
     }
 

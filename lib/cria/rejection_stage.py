@@ -18,7 +18,7 @@ from cria.rejection import (
     sample,
 )
 from cria.reward_data import comparisons
-from cria.selection import balanced, best, read_pool, write_pool
+from cria.selection import balanced, best, ended, read_pool, write_pool
 from cria.world import corpora
 from cria.world.prompts import mixture
 
@@ -97,7 +97,8 @@ def build(config, seed: int, upstream: Mapping, out: Path, round: int) -> dict:
     )
     if c.pool == "previous":
         pool = []
-    chosen = best([*rescore(pool, rms, vocabulary, gate), *new] if pool else new)
+    whole = ended(new, vocabulary.eos_id)
+    chosen = best([*rescore(pool, rms, vocabulary, gate), *whole] if pool else whole)
     lessons = balanced(chosen, c.kinds)
     n_tokens = sum(len(s.ids) for s in lessons) * c.texts
     texts = (
@@ -122,7 +123,7 @@ def build(config, seed: int, upstream: Mapping, out: Path, round: int) -> dict:
     preferences.save(
         [*earlier, *fresh[GROUNDS[0]], *fresh[GROUNDS[1]]], out / "fresh.jsonl"
     )
-    write_pool([*pool, *best(new)], out / "pool.json")
+    write_pool([*pool, *best(whole)], out / "pool.json")
     for unfinished in out.rglob("training.safetensors"):
         unfinished.unlink()  # only a run that stopped needs it
     for part in out.glob("samples-*.json"):
@@ -131,6 +132,7 @@ def build(config, seed: int, upstream: Mapping, out: Path, round: int) -> dict:
         "temperature": temperature,
         "temperature_curve": curve,
         "samples": len(new),
+        "ended": len(whole),
         "score": sum(s.score for s in new) / len(new),
         "gain_of_best": gain_of_best(new, c.samples),
         "chosen": len(chosen),

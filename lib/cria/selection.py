@@ -15,8 +15,8 @@ from random import Random
 from cria.provenance import write_json
 from cria.world.prompts import Prompt
 
-__all__ = ["Sample", "balanced", "best", "by_prompt", "of_round", "randomly"]
-__all__ += ["read_pool", "rescored", "write_pool"]
+__all__ = ["Sample", "balanced", "best", "by_prompt", "ended", "of_round"]
+__all__ += ["randomly", "read_pool", "rescored", "write_pool"]
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,16 @@ def by_prompt(samples: Iterable[Sample]) -> dict[str, list[Sample]]:
     for sample in samples:
         groups.setdefault(sample.prompt.id, []).append(sample)
     return groups
+
+
+def ended(samples: Iterable[Sample], eos_id: int) -> list[Sample]:
+    """The samples that ended by themselves: the only ones to learn from.
+
+    A reward model has hardly ever seen an answer that was cut off, and may like it
+    best of all. Who learns from it learns not to stop, and its next answers are cut
+    off as well. A prompt without any answer that ended falls out.
+    """
+    return [sample for sample in samples if sample.ids[-1:] == (eos_id,)]
 
 
 def best(samples: Iterable[Sample]) -> list[Sample]:
