@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from multiprocessing.connection import Connection, wait
+from types import FrameType
 
 MOST = 4  # workers: neither stages nor notebooks are a broad field
 PATIENCE = 60.0  # seconds for a worker to save what it has, when we must stop
@@ -75,7 +76,10 @@ def stop(crew: Iterable[Worker]) -> None:
     """Interrupt those at work, and wait until they have saved what they have."""
     busy = [w for w in crew if w.name and w.process.is_alive()]
     for worker in busy:
-        os.kill(worker.process.pid, signal.SIGINT)
+        pid = worker.process.pid
+        # Not yet in `serve`, it has nothing to save, and could lose an interrupt.
+        starting = os.getpgid(pid) != pid
+        os.kill(pid, signal.SIGKILL if starting else signal.SIGINT)
     end = time.monotonic() + PATIENCE
     try:
         while busy and (left := end - time.monotonic()) > 0:
@@ -94,8 +98,8 @@ def stop(crew: Iterable[Worker]) -> None:
 
 def serve(pipe: Connection, do: Callable[[object], tuple]) -> None:
     """The life of a worker: answer what comes through the pipe, until it is closed."""
+    signal.signal(signal.SIGINT, _interrupt)
     os.setpgrp()  # Ctrl-C reaches the parent alone, which then tells us once
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     # For this process and those it starts; read when torch is imported.
     os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
@@ -110,6 +114,22 @@ def serve(pipe: Connection, do: Callable[[object], tuple]) -> None:
             pipe.send(answer)
     except (EOFError, KeyboardInterrupt, BrokenPipeError):
         return
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> None:
+    """KeyboardInterrupt, but later if an import is under way, which may swallow it.
+
+    Python drops what is raised in the callbacks of its import locks, and modules catch
+    what is raised while they try out an import.
+    """
+    at: FrameType | None = frame
+    while at is not None:
+        if at.f_code.co_filename.startswith("<frozen importlib"):
+            again = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT))
+            again.daemon = True
+            return again.start()
+        at = at.f_back
+    raise KeyboardInterrupt
 
 
 def _end_with(parent: int) -> None:
