@@ -2,6 +2,7 @@
 
 import sys
 import time
+from contextlib import suppress
 
 import pytest
 
@@ -23,10 +24,8 @@ def never_ready(pipe):
     """A process that is still starting, and in which every interrupt is lost."""
     pipe.send(("said", "starting"))
     while True:
-        try:
+        with suppress(KeyboardInterrupt):
             time.sleep(60)
-        except KeyboardInterrupt:
-            pass
 
 
 def sleeper(pipe, folder):

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from cria import chat, config, rejection, stages, world
+from cria import chat, config, rejection, rejection_stage, stages, world
 from cria.rejection import best_temperature, fine_tune, rescore, rewards, sample
 from cria.reward import RewardModel
 from cria.sampling import generate
@@ -156,6 +156,34 @@ def test_every_round_learns_from_different_prompts_once_each(built):
         pool = read_pool(made.path / "pool.json")
         newest = [s.prompt.id for s in pool if s.round == max(x.round for x in pool)]
         assert len(newest) == len(set(newest)) == SMOKE.rejection.prompts
+
+
+def test_a_round_learns_from_no_answer_that_was_cut_off(
+    cache, built, monkeypatch, tmp_path
+):
+    """Each prompt has one that ended, and one without an end that is liked better."""
+    eos = stages.find("sft_a", SMOKE, 0, cache).tokenizer().eos_id
+    learnt = []
+
+    def sampled(*given, **options):
+        found = sample(*given, **options)
+        cut = [replace(s, ids=(7, 7), score=99.0) for s in best(found)]
+        return [*found, *cut, *(replace(s, ids=(7, eos), score=-99.0) for s in cut)]
+
+    class Enough(Exception):
+        pass
+
+    def kept(model, vocabulary, lessons, *given, **options):
+        learnt.extend(lessons)
+        raise Enough
+
+    monkeypatch.setattr(rejection_stage, "sample", sampled)
+    monkeypatch.setattr(rejection_stage, "fine_tune", kept)
+    needs = stages.STAGES["v1"].needs
+    upstream = {name: stages.find(name, SMOKE, 0, cache) for name in needs}
+    with pytest.raises(Enough):
+        rejection_stage.build(SMOKE, 0, upstream, tmp_path, round=1)
+    assert learnt and all(s.ids[-1] == eos for s in learnt)
 
 
 def test_fresh_comparisons_gather_over_the_rounds(built):

@@ -8,13 +8,23 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from cria import chat, evaluate, reward, sample_pool, stages, tokenizer, world
+from cria import (
+    chat,
+    evaluate,
+    reward,
+    sample_pool,
+    sample_pool_stage,
+    stages,
+    tokenizer,
+    world,
+)
 from cria import config as configs
 from cria.best_of_n import expected_best
 from cria.config import BestOfNConfig, ModelConfig
 from cria.model import Llama
 from cria.reward import RewardModel
-from cria.sample_pool import asked, load, own_logprob, save
+from cria.sample_pool import load, save
+from cria.sample_pool_stage import asked, own_logprob
 from cria.sampling import generate
 from cria.world.judge import judge
 from cria.world.prompts import prompts
@@ -62,7 +72,7 @@ def judges():
 @pytest.fixture(scope="module")
 def single_precision():
     with pytest.MonkeyPatch.context() as patch:
-        for module in (reward, sample_pool):
+        for module in (reward, sample_pool_stage):
             patch.setattr(module, "pick_dtype", lambda _: torch.float32)
         yield
 
@@ -70,7 +80,7 @@ def single_precision():
 def make(speaker, vocabulary, judges, **changes):
     given = {"config": CONFIG, "gate": GATE, "seed": 3} | changes
     config = given.pop("config")
-    return sample_pool.sample_pool(
+    return sample_pool_stage.sample_pool(
         speaker, vocabulary, judges, VILLAGE, ASKED, config, **given
     )
 
@@ -193,7 +203,7 @@ def test_equal_answers_are_scored_once(
         given.append([list(map(tuple, several)) for several in answers])
         return reward.score(model, starts, answers)
 
-    monkeypatch.setattr(sample_pool, "score", counting)
+    monkeypatch.setattr(sample_pool_stage, "score", counting)
     made = make(speaker, vocabulary, judges)
     assert len(given) == 4  # three reward models and the model itself
     for several in given:
@@ -347,12 +357,14 @@ def test_the_stage_keeps_the_pool_of_any_model(
         upstream[f"rm_{name}"] = SimpleNamespace(path=tmp_path / name)
     smoke = configs.load("smoke")
     config = SimpleNamespace(best_of_n=replace(CONFIG, prompts=10), ppo=smoke.ppo)
-    metrics = sample_pool.build(config, 3, upstream, tmp_path / "out", model="other")
+    metrics = sample_pool_stage.build(
+        config, 3, upstream, tmp_path / "out", model="other"
+    )
     made = load(tmp_path / "out")
     assert list(made.prompts) == asked(VILLAGE, 10, 3)
     assert metrics["samples"] == made.answer.numel() == 2 * 10 * 6
     assert metrics["different"] == sum(map(len, made.texts))
-    again = sample_pool.sample_pool(
+    again = sample_pool_stage.sample_pool(
         speaker,
         vocabulary,
         judges,

@@ -10,6 +10,7 @@ from cria.selection import (
     balanced,
     best,
     by_prompt,
+    ended,
     of_round,
     randomly,
     read_pool,
@@ -60,6 +61,15 @@ def test_random_has_one_answer_a_prompt_as_best_has():
 def test_the_previous_round_only_forgets_the_others():
     samples = pool((0, 5, 1, 0.9), (0, 6, 2, 0.1), (1, 7, 1, 0.5))
     assert [s.ids[0] for s in of_round(samples, 2)] == [6]
+
+
+def test_what_was_cut_off_is_not_kept_however_high_its_reward():
+    whole, cut = Sample(ASKED[0], (5, 2), 1, 0.1), Sample(ASKED[0], (6, 6), 1, 9.0)
+    other = Sample(ASKED[1], (7, 7), 1, 3.0)  # nothing else was said to this prompt
+    assert best([cut, whole, other])[0] is cut, "the reward alone would choose it"
+    assert ended([cut, whole, other], eos_id=2) == [whole, other]
+    assert ended([Sample(ASKED[0], (), 1, 0.0), whole], eos_id=2) == [whole]
+    assert ended([cut, whole], eos_id=6) == [cut]
 
 
 def test_the_pool_keeps_an_old_answer_that_is_still_best():

@@ -17,7 +17,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from cria import chat, checkpoints, ppo_stage, reward, sample_pool, world
+from cria import chat, checkpoints, ppo_stage, reward, sample_pool_stage, world
 from cria.actor_critic import answer_logprobs
 from cria.config import PPOConfig, RejectionConfig
 from cria.evaluate import Answer, held_out, scores
@@ -212,7 +212,7 @@ def arm(
     vocabulary, village = Tokenizer(folder / "tokenizer.model"), world.load()
     rms = tuple(reward.load(path) for path in judges)
     policy = copy.deepcopy(start)
-    few = sample_pool.asked(village, view.few, seed)
+    few = sample_pool_stage.asked(village, view.few, seed)
     looks: list[dict] = []
     rows: list[dict] = []
 

@@ -57,7 +57,7 @@ class _Given:
         return read_pool(self.upstream["rs_samples"].path / SAMPLES)
 
     def whole(self, samples: list[Sample]) -> list[Sample]:
-        """Those to choose from: the ones that ended."""
+        """Those to choose from: the ones that ended (`selection.ended`)."""
         return ended(samples, self.upstream["sft_a"].tokenizer().eos_id)
 
     @property

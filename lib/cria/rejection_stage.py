@@ -97,8 +97,8 @@ def build(config, seed: int, upstream: Mapping, out: Path, round: int) -> dict:
     )
     if c.pool == "previous":
         pool = []
-    whole = ended(new, vocabulary.eos_id)
-    chosen = best([*rescore(pool, rms, vocabulary, gate), *whole] if pool else whole)
+    known = rescore(pool, rms, vocabulary, gate) if pool else []
+    chosen = best(ended([*known, *new], vocabulary.eos_id))
     lessons = balanced(chosen, c.kinds)
     n_tokens = sum(len(s.ids) for s in lessons) * c.texts
     texts = (
@@ -123,7 +123,7 @@ def build(config, seed: int, upstream: Mapping, out: Path, round: int) -> dict:
     preferences.save(
         [*earlier, *fresh[GROUNDS[0]], *fresh[GROUNDS[1]]], out / "fresh.jsonl"
     )
-    write_pool([*pool, *best(whole)], out / "pool.json")
+    write_pool([*pool, *best(ended(new, vocabulary.eos_id))], out / "pool.json")
     for unfinished in out.rglob("training.safetensors"):
         unfinished.unlink()  # only a run that stopped needs it
     for part in out.glob("samples-*.json"):
@@ -132,7 +132,7 @@ def build(config, seed: int, upstream: Mapping, out: Path, round: int) -> dict:
         "temperature": temperature,
         "temperature_curve": curve,
         "samples": len(new),
-        "ended": len(whole),
+        "ended": sum(s.ids[-1] == vocabulary.eos_id for s in new) / len(new),
         "score": sum(s.score for s in new) / len(new),
         "gain_of_best": gain_of_best(new, c.samples),
         "chosen": len(chosen),

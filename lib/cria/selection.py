@@ -38,13 +38,16 @@ def by_prompt(samples: Iterable[Sample]) -> dict[str, list[Sample]]:
 
 
 def ended(samples: Iterable[Sample], eos_id: int) -> list[Sample]:
-    """The samples that ended by themselves: the only ones to learn from.
+    """Of every prompt the samples that ended by themselves; all, where none did.
 
     A reward model has hardly ever seen an answer that was cut off, and may like it
     best of all. Who learns from it learns not to stop, and its next answers are cut
-    off as well. A prompt without any answer that ended falls out.
+    off as well.
     """
-    return [sample for sample in samples if sample.ids[-1:] == (eos_id,)]
+    found = []
+    for group in by_prompt(samples).values():
+        found += [s for s in group if s.ids[-1:] == (eos_id,)] or group
+    return found
 
 
 def best(samples: Iterable[Sample]) -> list[Sample]:

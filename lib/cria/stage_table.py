@@ -204,7 +204,7 @@ STAGES: dict[str, Stage] = {
         options={"question": "mixes"},
     ),
     "bon_pool": Stage(
-        "cria.sample_pool:build",
+        "cria.sample_pool_stage:build",
         needs=("sft_a", "rm_helpful", "rm_safety", "rm_plain"),
         sections=("best_of_n", "ppo.safety_gate"),
         data=WORLD,
@@ -233,7 +233,7 @@ STAGES: dict[str, Stage] = {
         speaks=True,
     ),
     "bon_pool_v4": Stage(
-        "cria.sample_pool:build",
+        "cria.sample_pool_stage:build",
         needs=("v4", "rm_helpful", "rm_safety", "rm_plain"),
         sections=("best_of_n", "ppo.safety_gate"),
         data=WORLD,
