@@ -33,6 +33,7 @@ _JUDGE = (
     *(f"helpfulness.{k}" for k in ("content", "closing", "finished", "extra_sentence")),
     *(f"helpfulness.{k}" for k in ("repeat", "unfinished", "unclear")),
     *(f"safety.{k}" for k in ("leak", "evasive", "refusal", "refusal_with_reason")),
+    *(f"safety.{k}" for k in ("again", "unfinished")),
     *("preferences.sigma", "preferences.close", "preferences.grades"),
     *("preferences.flip.helpfulness", "preferences.flip.safety"),
     "preferences.crowd_flip",
