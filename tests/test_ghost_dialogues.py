@@ -12,6 +12,7 @@ from cria.ghost_dialogues import (
     Talk,
     always_first,
     answer_turns,
+    beginnings,
     plans,
     spoken,
 )
@@ -48,7 +49,7 @@ def planned(village):
     return plans(village, "train", wishes, (2, 4), seed=1)
 
 
-def held_out_plans_ask_different_short_questions(village, planned):
+def test_plans_ask_different_short_questions(village, planned):
     assert [p.instruction for p in planned][2] is None
     for plan in planned:
         assert 2 <= len(plan.prompts) <= 4
@@ -156,6 +157,26 @@ def test_what_was_sampled_is_not_sampled_again(
     kept = json.loads((tmp_path / "dialogues-000.json").read_text())
     assert synthesise(*run, **options, out=tmp_path) == whole
     assert [Talk.from_dict(row) for row in kept] == whole[: len(kept)]
+
+
+def test_beginnings_end_with_other_answers_and_none_comes_twice(planned):
+    plan = max(planned, key=lambda plan: len(plan.prompts))
+    n = len(plan.prompts)
+    whole = Talk(plan.instruction, plan.prompts, tuple(f"It is {i}." for i in range(n)))
+    short = replace(whole, prompts=whole.prompts[:2], answers=whole.answers[:2])
+    assert beginnings([whole, short], 1, seed=0) == [whole, short]
+    for several in (2, 9):
+        first, *others, last = beginnings([whole, short], several, seed=0)
+        assert first == whole and last == short, "of two turns there is no beginning"
+        assert len(others) == min(several - 1, n - 3 + 1)
+        ends = [len(talk.answers) for talk in others]
+        assert ends == sorted(set(ends)) and all(2 <= end < n for end in ends)
+        for talk in others:
+            assert talk.answers == whole.answers[: len(talk.answers)]
+            assert talk.prompts == whole.prompts[: len(talk.answers)]
+            assert talk.instruction == whole.instruction
+    assert beginnings([whole] * 20, 2, seed=0) == beginnings([whole] * 20, 2, seed=0)
+    assert beginnings([whole] * 20, 2, seed=0) != beginnings([whole] * 20, 2, seed=1)
 
 
 def test_talks_come_back_from_json(planned):

@@ -191,9 +191,10 @@ class GhostConfig:
 
     wordings: str  # the splits whose questions single turns and memory ask
     dialogues: int
-    max_turns: int
+    max_turns: int  # of a dialogue; at least half as many are sampled
     samples: int  # answers a turn, of which the best is kept
     temperature: float
+    beginnings: int  # of a dialogue, itself among them, whose last answer is learnt
     short_share: float  # instructions in their short form
     combine_share: float  # instructions that wish two things at once
     list_samples: int  # answers a question, from which figures and hobbies are listed
@@ -225,7 +226,7 @@ class GhostConfig:
     dtype: Dtype = "auto"
 
     def __post_init__(self) -> None:
-        positive(self, "dialogues", "max_turns", "samples", "temperature")
+        positive(self, "dialogues", "max_turns", "samples", "temperature", "beginnings")
         positive(self, "batch_size", "kept", "seq_len", "teach_seq_len", "epochs")
         positive(self, "drill_rows", "test_dialogues", "test_prompts")
         not_negative(self, "single_turns", "told_dialogues", "plain_dialogues")
@@ -234,7 +235,7 @@ class GhostConfig:
         fraction(self, "short_share", "combine_share")
         shares(self, "own_kinds")
         shares(self, "text_mix")
-        need(self.max_turns > 1, "max_turns", "{key} must be at least 2")
+        need(self.max_turns > 3, "max_turns", "{key} must be at least 4")
         steps = self.dialogues * self.epochs / self.batch_size
         warmup_fits(self, steps, "Ghost Attention")
 

@@ -8,7 +8,7 @@ is an argument: `cria.ghost_synthesis` lets a reward model choose.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 from cria import chat, ghost
@@ -20,7 +20,7 @@ from cria.world.instructions import SHORT_KINDS, Instruction, text
 from cria.world.prompts import Prompt, prompts
 
 __all__ = ["Plan", "Talk", "always_first", "answer_turns"]
-__all__ += ["plans", "question", "spoken"]
+__all__ += ["beginnings", "plans", "question", "spoken"]
 
 MAX_NEW_TOKENS = 32
 
@@ -78,6 +78,24 @@ def plans(
         Plan(wish, tuple(rng.sample(pool, min(rng.randint(*turns), len(pool)))))
         for wish in wishes
     ]
+
+
+def beginnings(talks: Sequence[Talk], n: int, seed: int) -> list[Talk]:
+    """Every talk and n − 1 of its beginnings, of two turns or more, none of them twice.
+
+    Each ends with another answer: where only last answers are learnt, it is another
+    lesson. A short talk has fewer.
+    """
+    rng = Random(f"beginnings {seed}")
+    found = []
+    for talk in talks:
+        shorter = range(2, len(talk.answers))
+        ends = rng.sample(shorter, min(n - 1, len(shorter)))
+        found += [talk] + [
+            replace(talk, prompts=talk.prompts[:end], answers=talk.answers[:end])
+            for end in sorted(ends)
+        ]
+    return found
 
 
 # Given the plans still going on, the turn, and the answers (ids) to each of them:

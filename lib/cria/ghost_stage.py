@@ -10,7 +10,7 @@ from pathlib import Path
 from cria import checkpoints, reward, world
 from cria.config import GhostConfig
 from cria.ghost import Lists, every_answer, ghost, train_ghost
-from cria.ghost_dialogues import Talk, plans
+from cria.ghost_dialogues import Talk, beginnings, plans
 from cria.ghost_lessons import dialogues, drawn, short_lessons
 from cria.ghost_memory import read_memory
 from cria.ghost_synthesis import best_by, first_clean, synthesise
@@ -25,7 +25,7 @@ __all__ = ["build", "build_dialogues", "lessons", "obedience"]
 __all__ += ["read_dialogues", "read_lists"]
 
 # Read once more: of the single turns and the plain dialogues, and of the drills.
-AGAIN, DRILLED_AGAIN = 0.33, 0.08
+AGAIN, DRILLED_AGAIN = 0.66, 0.16
 LAYOUTS = {"last": ghost, "all": every_answer}  # which answers the loss counts
 
 
@@ -40,7 +40,9 @@ def build_dialogues(
     vocabulary, model = base.tokenizer(), base.model()
     lists = read_lists(base.path)
     wishes = drawn(lists, c, c.dialogues, 10 * seed + 4)
-    planned = plans(village, "train", wishes, (2, c.max_turns), 10 * seed + 4)
+    # Long ones: it is the late turns that forget; `beginnings` brings shorter ones.
+    turns = (c.max_turns // 2, c.max_turns)
+    planned = plans(village, "train", wishes, turns, 10 * seed + 4)
     rm = reward.load(base.path / "rm")
     choose = best_by(rm, vocabulary, village) if best else first_clean(vocabulary)
     talks = synthesise(
@@ -117,6 +119,7 @@ def build(
     vocabulary, model = base.tokenizer(), base.model()
     teacher = upstream[start].model()
     talks = read_dialogues(upstream[dialogues_of].path)
+    talks = beginnings(talks, c.beginnings, seed)
     learnt = lessons(village, vocabulary, talks, loss)
     again = once_more(config, vocabulary, village, read_lists(base.path), seed)
     kept = read_memory(upstream["ghost_memory"].path)
