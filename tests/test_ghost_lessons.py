@@ -157,12 +157,12 @@ def test_ghost_attention_goes_on_from_what_was_taught_and_is_held_to_v4(
     monkeypatch.setattr(ghost_stage, "train_ghost", train)
     monkeypatch.setattr(ghost_stage.checkpoints, "save", lambda *given: None)
     monkeypatch.setattr(ghost_stage.Path, "unlink", lambda path: None)
-    asked = tuple(mixture(village, "train", 2))
-    talk = Talk(
-        Instruction(figure="Nero"), asked, ("Nero here: yes.", "Nero here: no.")
-    )
+    asked = tuple(mixture(village, "train", 3))
+    said = tuple(f"Nero here: {word}." for word in ("yes", "no", "both"))
+    talk = Talk(Instruction(figure="Nero"), asked, said)
+    shorter = Talk(talk.instruction, asked[:2], said[:2])
     monkeypatch.setattr(ghost_stage, "read_dialogues", lambda folder: [talk])
-    c = replace(SMOKE.ghost, keep=1.0, keep_after=3.0)
+    c = replace(SMOKE.ghost, keep=1.0, keep_after=7.0, beginnings=2)
     ghost_stage.build(
         replace(SMOKE, ghost=c), 0, chain, chain["ghost"].path,
         dialogues_of="ghost_dialogues", loss="last", start="v4",
@@ -171,14 +171,28 @@ def test_ghost_attention_goes_on_from_what_was_taught_and_is_held_to_v4(
     assert torch.equal(seen["model"], taught)
     assert torch.equal(seen["teacher"], before)
     assert seen["kept"] == read_memory(chain["ghost_memory"].path)
-    assert seen["c"] == replace(c, keep=3.0)
-    for document in ghost_stage.lessons(village, vocabulary, [talk], "last"):
-        assert document in seen["docs"]
-    told = [vocabulary.decode(ids).count("[INST]") for ids, _ in seen["docs"][1:]]
+    assert seen["c"] == replace(c, keep=7.0)
+    learnt = ghost_stage.lessons(village, vocabulary, [talk, shorter], "last")
+    assert seen["docs"][:2] == learnt, "whole, and broken off"
+    told = [vocabulary.decode(ids).count("[INST]") for ids, _ in seen["docs"][2:]]
     assert 1 in told, "single turns are read again"
     assert 0 in told, "and drills"
     [plain] = dialogues(vocabulary, village, None, c, 1, seed=6)
-    assert plain in seen["docs"][1:], "and a plain dialogue"
+    assert plain in seen["docs"][2:], "and a plain dialogue"
+
+
+def test_the_sampled_dialogues_are_long(chain, monkeypatch, tmp_path):
+    planned = []
+
+    def sampled(model, vocabulary, village, plans, *given, **options):
+        planned.extend(plans)
+        return []
+
+    monkeypatch.setattr(ghost_stage, "synthesise", sampled)
+    ghost_stage.build_dialogues(SMOKE, 0, chain, tmp_path, best=True)
+    turns = {len(plan.prompts) for plan in planned}
+    most = SMOKE.ghost.max_turns
+    assert turns == set(range(most // 2, most + 1))
 
 
 @pytest.fixture(scope="module")
