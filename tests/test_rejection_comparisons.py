@@ -155,6 +155,30 @@ def test_rrhf_and_best_of_k_start_from_the_same_samples_without_texts(ask):
     assert len(other["samples"]) == PROMPTS * K
 
 
+@pytest.mark.parametrize("question", ["choice", "rrhf", "pool", "distill"])
+def test_no_arm_learns_from_what_was_cut_off(
+    ask, upstream, question, tmp_path, monkeypatch
+):
+    """Each prompt has one that ended, and one without an end that is liked better."""
+    eos = upstream["sft_a"].tokenizer().eos_id
+
+    def favoured(found):
+        whole = [replace(s, ids=(7, eos), score=-99.0) for s in best(found)]
+        return [*whole, *(replace(s, ids=(7, 7), score=99.0) for s in whole)]
+
+    made = favoured(read_pool(upstream["rs_samples"].path / SAMPLES))
+    write_pool(made, tmp_path / SAMPLES)
+    monkeypatch.setitem(upstream, "rs_samples", SimpleNamespace(path=tmp_path))
+    sampled = rejection_comparisons.sampled
+    monkeypatch.setattr(
+        rejection_comparisons, "sampled", lambda *given: favoured(sampled(*given))
+    )
+    for name, job in ask(question).items():
+        learnt = job.get("lessons") or job.get("samples") or job.get("first", [])
+        if name != "big":  # chosen on the road, in round 4
+            assert all(s.ids[-1] == eos for s in learnt), name
+
+
 def test_branches_differ_in_the_pool_the_later_mix_and_nothing_else(ask):
     jobs = ask("pool")
     bare = [without(job, "pool", "later", "beside") for job in jobs.values()]
@@ -226,6 +250,22 @@ def spy_on_lessons(monkeypatch):
     monkeypatch.setattr(rejection_arms, "fine_tune", fine_tune)
     monkeypatch.setattr(Look, "at", lambda self, *a: {"looked": len(seen)})
     return seen
+
+
+def test_a_later_round_keeps_nothing_that_was_cut_off(ask, monkeypatch):
+    """Not even from the pool, where the newest reward models like it best."""
+    seen = spy_on_lessons(monkeypatch)
+    job = ask("pool")["pool"]
+    eos = 2
+    [one, *others] = job["first"]
+    cut = replace(one, ids=(7, 7), score=99.0)
+    monkeypatch.setattr(rejection_arms, "rescore", lambda pool, *given: list(pool))
+    whole = replace(one, ids=(7, eos), score=-99.0)
+    monkeypatch.setattr(rejection_arms, "sample", lambda *g, **options: [cut, whole])
+    branch(**without(job, "function") | {"first": [cut, *others]})
+    for lessons, _ in seen[1:]:
+        [kept] = [s for s in lessons if s.prompt.id == one.prompt.id]
+        assert kept == whole
 
 
 def of(kind, several):

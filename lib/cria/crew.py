@@ -15,11 +15,15 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from types import FrameType
 
 MOST = 4  # workers: neither stages nor notebooks are a broad field
 PATIENCE = 60.0  # seconds for a worker to save what it has, when we must stop
+# Ends a process that is not yet in `serve`, and has nothing to save. SIGINT would raise
+# in the middle of its imports, where it can be lost.
+INTERRUPT = signal.SIGUSR1
 
 
 def cores() -> int:
@@ -76,10 +80,8 @@ def stop(crew: Iterable[Worker]) -> None:
     """Interrupt those at work, and wait until they have saved what they have."""
     busy = [w for w in crew if w.name and w.process.is_alive()]
     for worker in busy:
-        pid = worker.process.pid
-        # Not yet in `serve`, it has nothing to save, and could lose an interrupt.
-        starting = os.getpgid(pid) != pid
-        os.kill(pid, signal.SIGKILL if starting else signal.SIGINT)
+        with suppress(ProcessLookupError):  # it has just ended
+            os.kill(worker.process.pid, INTERRUPT)
     end = time.monotonic() + PATIENCE
     try:
         while busy and (left := end - time.monotonic()) > 0:
@@ -98,13 +100,14 @@ def stop(crew: Iterable[Worker]) -> None:
 
 def serve(pipe: Connection, do: Callable[[object], tuple]) -> None:
     """The life of a worker: answer what comes through the pipe, until it is closed."""
-    signal.signal(signal.SIGINT, _interrupt)
-    os.setpgrp()  # Ctrl-C reaches the parent alone, which then tells us once
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
-    # For this process and those it starts; read when torch is imported.
-    os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
-    sys.stdout = sys.stderr = _Lines(pipe)
     try:
+        os.setpgrp()  # Ctrl-C reaches the parent alone, which then tells us once
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(INTERRUPT, _interrupt)
+        threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+        # For this process and those it starts; read when torch is imported.
+        os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
+        sys.stdout = sys.stderr = _Lines(pipe)
         while True:
             asked = pipe.recv()
             try:
@@ -117,19 +120,19 @@ def serve(pipe: Connection, do: Callable[[object], tuple]) -> None:
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:
-    """KeyboardInterrupt, but later if an import is under way, which may swallow it.
+    """Ctrl-C for whoever is at work here; but later, if an import is under way.
 
-    Python drops what is raised in the callbacks of its import locks, and modules catch
-    what is raised while they try out an import.
+    There it could be lost: Python drops what is raised in the callbacks of its import
+    locks, and modules catch what is raised while they try out an import.
     """
     at: FrameType | None = frame
     while at is not None:
         if at.f_code.co_filename.startswith("<frozen importlib"):
-            again = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGINT))
+            again = threading.Timer(0.05, os.kill, (os.getpid(), INTERRUPT))
             again.daemon = True
             return again.start()
         at = at.f_back
-    raise KeyboardInterrupt
+    signal.raise_signal(signal.SIGINT)  # a training may have a handler of its own
 
 
 def _end_with(parent: int) -> None:

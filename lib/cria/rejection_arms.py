@@ -166,7 +166,8 @@ def branch(
             lessons = best(ended(new, vocabulary.eos_id))
             if pool == "all":
                 kept = [*kept, *lessons]
-                lessons = best(rescore(kept, rms, vocabulary, gate))
+                known = rescore(kept, rms, vocabulary, gate)
+                lessons = best(ended(known, vocabulary.eos_id))
         texts = []
         if beside:
             lessons = balanced(lessons, config.kinds)

@@ -54,10 +54,11 @@ class _Given:
 
     @cached_property
     def samples(self) -> list[Sample]:
-        return read_pool(self.upstream["rs_samples"].path / SAMPLES)
+        """The SFT model's answers, of which every arm has the same to choose from."""
+        return self.whole(read_pool(self.upstream["rs_samples"].path / SAMPLES))
 
     def whole(self, samples: list[Sample]) -> list[Sample]:
-        """Those to choose from: the ones that ended (`selection.ended`)."""
+        """As on the road, only those that ended."""
         return ended(samples, self.upstream["sft_a"].tokenizer().eos_id)
 
     @property
@@ -87,7 +88,7 @@ class _Given:
 
 def _choice(given: _Given) -> dict[str, Job]:
     """The best of K against any of K: the same prompts, steps and texts read beside."""
-    c, found = given.config.rejection, given.whole(given.samples)
+    c, found = given.config.rejection, given.samples
     picked = {"best": best(found), "random": randomly(found, given.seed)}
     vocabulary = given.upstream["sft_a"].tokenizer()
     texts = texts_beside(picked["best"], c, vocabulary, given.seed)
@@ -109,7 +110,7 @@ def _rrhf(given: _Given) -> dict[str, Job]:
             "seed": given.seed,
             "dtype": given.config.rejection.dtype,
         },
-        "best of K": given.tuned(best(given.whole(given.samples))),
+        "best of K": given.tuned(best(given.samples)),
     }
 
 
@@ -125,7 +126,7 @@ def _pool(given: _Given) -> dict[str, Job]:
     common = {
         "function": branch,
         "folder": given.model("sft_a"),
-        "first": best(given.whole(given.samples)),
+        "first": best(given.samples),
         "judges": [given.judges(1), given.judges(2)],
         "config": rejection,
         "look": given.look,

@@ -40,9 +40,8 @@ def by_prompt(samples: Iterable[Sample]) -> dict[str, list[Sample]]:
 def ended(samples: Iterable[Sample], eos_id: int) -> list[Sample]:
     """Of every prompt the samples that ended by themselves; all, where none did.
 
-    A reward model has hardly ever seen an answer that was cut off, and may like it
-    best of all. Who learns from it learns not to stop, and its next answers are cut
-    off as well.
+    A reward model may like an answer best that was cut off. Who learns from it learns
+    not to stop, and the next answers are cut off as well.
     """
     found = []
     for group in by_prompt(samples).values():
