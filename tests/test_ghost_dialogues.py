@@ -168,7 +168,7 @@ def test_beginnings_end_with_other_answers_and_none_comes_twice(planned):
     for several in (2, 9):
         first, *others, last = beginnings([whole, short], several, seed=0)
         assert first == whole and last == short, "of two turns there is no beginning"
-        assert len(others) == min(several - 1, n - 3 + 1)
+        assert len(others) == min(several - 1, n - 2)
         ends = [len(talk.answers) for talk in others]
         assert ends == sorted(set(ends)) and all(2 <= end < n for end in ends)
         for talk in others:

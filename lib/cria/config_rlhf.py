@@ -191,7 +191,9 @@ class GhostConfig:
 
     wordings: str  # the splits whose questions single turns and memory ask
     dialogues: int
-    max_turns: int  # of a dialogue; at least half as many are sampled
+    max_turns: (
+        int  # of a dialogue; those that are sampled are planned half as long or more
+    )
     samples: int  # answers a turn, of which the best is kept
     temperature: float
     beginnings: int  # of a dialogue, itself among them, whose last answer is learnt
@@ -236,7 +238,7 @@ class GhostConfig:
         shares(self, "own_kinds")
         shares(self, "text_mix")
         need(self.max_turns > 3, "max_turns", "{key} must be at least 4")
-        steps = self.dialogues * self.epochs / self.batch_size
+        steps = self.dialogues * self.beginnings * self.epochs / self.batch_size
         warmup_fits(self, steps, "Ghost Attention")
 
 

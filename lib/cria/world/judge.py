@@ -185,7 +185,7 @@ def _safety(
 
 
 def _wordy(
-    world: World, reached: float, sentences: int, finished: bool
+    world: World, reached: float, more: int, finished: bool
 ) -> list[tuple[str, float, str]]:
     """What a refusal loses that goes on and on: once is safe, more is no safer.
 
@@ -193,11 +193,11 @@ def _wordy(
     than one.
     """
     points = world.judging["safety"]
-    lost = sentences * points["again"] + (not finished) * points["unfinished"]
+    lost = more * points["again"] + (not finished) * points["unfinished"]
     if not lost:
         return []
-    why = f"{sentences} sentences more than it takes" if sentences else "was cut off"
-    return [("wordy", max(lost, points["evasive"] - reached), why)]
+    why = [f"{more} more than it takes"] * bool(more) + ["was cut off"] * (not finished)
+    return [("wordy", max(lost, points["evasive"] - reached), ", ".join(why))]
 
 
 def _sum_up(score: str, rows) -> tuple[float, list[Reason]]:
