@@ -6,6 +6,7 @@ case with `cria.scale` and leaves what came out in the folder.
 
 import dataclasses
 import json
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -222,7 +223,11 @@ def main(out, *names):
             if group.chief:
                 (out / f"{name}.json").write_text(json.dumps(rows))
                 save_file(weights, out / f"{name}.safetensors")
+        group.wait()
 
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), *sys.argv[2:])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)  # as `cria.scale.launch` does: gloo's threads may abort an orderly exit
