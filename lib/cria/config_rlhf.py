@@ -191,9 +191,7 @@ class GhostConfig:
 
     wordings: str  # the splits whose questions single turns and memory ask
     dialogues: int
-    max_turns: (
-        int  # of a dialogue; those that are sampled are planned half as long or more
-    )
+    max_turns: int  # of a dialogue; sampled ones are planned half as long or longer
     samples: int  # answers a turn, of which the best is kept
     temperature: float
     beginnings: int  # of a dialogue, itself among them, whose last answer is learnt
