@@ -146,9 +146,9 @@ def test_findings_as_json_and_kept(house, capsys):
     code, out, _ = cria(capsys, "findings", "--json")
     lines = json.loads(out)
     assert code == 0 and [line["this_run"] for line in lines] == [0.25, None]
-    assert lines[0]["verdict"] == "shown (this run)"
+    assert lines[0]["verdicts"] == ["shown (this run)"]
     assert cria(capsys, "findings", "1", "--keep")[0] == 0
-    assert "(1 seed)" in cria(capsys, "findings", "1")[1]
+    assert "(course, 1 seed)" in cria(capsys, "findings", "1")[1]
 
 
 def test_readme_is_renewed_between_its_markers_only(house, capsys):

@@ -31,7 +31,7 @@ def house(tmp_path, monkeypatch):
 
 
 def verdict(id, **choice):
-    return findings.table([id], **choice)[0].verdict
+    return "; ".join(findings.table([id], **choice)[0].verdicts)
 
 
 def record_seeds(id, rows, profile="course"):
@@ -41,7 +41,7 @@ def record_seeds(id, rows, profile="course"):
 
 
 def test_nothing_recorded_is_not_measured():
-    assert [row.verdict for row in findings.table()] == ["not measured"] * 2
+    assert [row.verdicts for row in findings.table()] == [("not measured",)] * 2
 
 
 def test_this_run_alone_decides_and_says_so():
@@ -75,22 +75,30 @@ def test_other_settings_start_afresh_and_are_marked():
     longer = config.load("course", **{"pretrain.steps": 100_000})
     findings.record(1, profile=longer, seed=0, loss=-1)
     [row] = findings.table([1])
-    assert row.run.changed and row.verdict == "not measured"  # no mixing of settings
+    assert row.run.changed and row.verdicts == ("not measured",)  # no mixing
 
 
 def test_recorded_seeds_decide_over_this_run():
     record_seeds(2, [{"gap": gap} for gap in (0.01, -0.02, 0.0, 0.01)])
     findings.record(2, profile="course", seed=9, gap=7.0)
-    assert verdict(2) == "shown (4 seeds)"
+    assert verdict(2) == "shown (course, 4 seeds)"
 
 
 @pytest.mark.parametrize(
     ("gains", "losses", "expected"),
     [
-        ((0.3, 0.31, 0.29), (-1, -1.1, -0.9), "shown (3 seeds)"),
-        ((0.3, 0.31, 0.29), (1, 1.1, 0.9), "not shown (3 seeds)"),  # one wrong sign
-        ((0.3, -0.1, 0.2), (-1, -1.1, -0.9), "not shown (3 seeds)"),  # straddles zero
-        ((0.3,), (-1,), "shown (1 seed)"),
+        ((0.3, 0.31, 0.29), (-1, -1.1, -0.9), "shown (course, 3 seeds)"),
+        (
+            (0.3, 0.31, 0.29),
+            (1, 1.1, 0.9),
+            "not shown (course, 3 seeds)",
+        ),  # one wrong sign
+        (
+            (0.3, -0.1, 0.2),
+            (-1, -1.1, -0.9),
+            "not shown (course, 3 seeds)",
+        ),  # straddles zero
+        ((0.3,), (-1,), "shown (course, 1 seed)"),
     ],
 )
 def test_every_interval_must_lie_on_the_expected_side(gains, losses, expected):
@@ -102,14 +110,16 @@ def test_every_interval_must_lie_on_the_expected_side(gains, losses, expected):
 
 def test_equality_needs_the_interval_inside_the_tolerance():
     record_seeds(2, [{"gap": 0.09}, {"gap": -0.09}])
-    assert verdict(2) == "not shown (2 seeds)"  # the mean is 0, the interval is wide
+    assert (
+        verdict(2) == "not shown (course, 2 seeds)"
+    )  # the mean is 0, the interval is wide
 
 
 def test_keep_replaces_a_seed_and_writes_where_it_came_from(house):
     record_seeds(2, [{"gap": 0.5}, {"gap": 0.01}])
     findings.record(2, profile="course", seed=0, gap=0.02)
     findings.keep(None, "course", 0)
-    kept = json.loads((house / "data/results/finding_02.json").read_text())
+    kept = json.loads((house / "data/results/course/finding_02.json").read_text())
     assert [(r["seed"], r["values"]["gap"]) for r in kept["rows"]] == [
         (0, 0.02),
         (1, 0.01),
@@ -124,7 +134,9 @@ def test_keep_refuses_other_settings_and_missing_values():
     record_seeds(2, [{"gap": 0.0}])
     longer = config.load("course", **{"pretrain.steps": 100_000})
     findings.record(2, profile=longer, seed=1, gap=0.0)
-    with pytest.raises(ValueError, match="finding_02.json holds seeds with other sett"):
+    with pytest.raises(
+        ValueError, match="course/finding_02.json holds seeds wit"
+    ):
         findings.keep([2], "course", 1)
     findings.record(1, profile="course", seed=0, gain=1)
     with pytest.raises(ValueError, match="finding 1 has no loss .* notebook 03_x"):
@@ -153,10 +165,35 @@ def test_scoreboard_shows_numbers_verdicts_and_no_live_html():
     text, page = repr(board), board._repr_html_()
     for said in ("+0.25 ✓ (course, seed 3)", "−0.50 ✓", "+0.03 ± 0.13", "2 seeds"):
         assert said in text.replace("\n", " ") and said in page
-    assert "1 shown, 1 not shown, 0 not measured." in text
+    assert text.endswith("course: 0 shown, 1 not.\nshown in this run: 1.")
     assert "3 &lt; 4" in page and "3 < 4" not in page
     assert list(board.frame().this_run)[:2] == [0.25, -0.5]
     json.dumps([scoreboard.plain(row) for row in board.rows])
+
+
+def test_every_profile_has_its_own_seeds_and_its_own_verdict(house):
+    record_seeds(2, [{"gap": 0.5}, {"gap": 0.6}])
+    record_seeds(2, [{"gap": 0.01}, {"gap": 0.02}, {"gap": 0.015}], profile="deep")
+    for profile in ("course", "deep"):
+        path = house / f"data/results/{profile}/finding_02.json"
+        assert json.loads(path.read_text())["config"]["profile"] == profile
+    assert verdict(2) == "not shown (course, 2 seeds); shown (deep, 3 seeds)"
+    board = findings.show()
+    for said in ("+0.55 ± 0.64 (course, 2 seeds)", "+0.015 ± 0.012 (deep, 3 seeds)"):
+        assert said in repr(board).replace("\n", " ") and said in board._repr_html_()
+    assert "course: 0 shown, 1 not.\ndeep: 1 shown, 0 not." in repr(board)
+    assert "✗ +0.55 ± 0.64 (course), ✓ +0.015" in scoreboard.not_shown(board.rows)
+    assert "course +0.55 ± 0.64, deep +0.015 ± 0.012 nats" in findings.readme_table()
+    frame = board.frame().set_index("finding").loc[2]
+    assert frame["recorded.deep.seeds"] == 3
+    assert frame["recorded.course.mean"] == pytest.approx(0.55)
+
+
+def test_a_profile_that_lacks_a_measure_gives_no_verdict():
+    record_seeds(1, [{"gain": 0.3, "loss": -1.0}])
+    [row] = findings.table([1])
+    half = claims.Seen(row.seen[0].measure, None, {**row.seen[0].recorded, "deep": 1})
+    assert claims.Row(row.claim, (half, row.seen[1]), None).profiles == ("course",)
 
 
 def test_readme_table_holds_recorded_seeds_only():
@@ -164,7 +201,7 @@ def test_readme_table_holds_recorded_seeds_only():
     record_seeds(2, [{"gap": 0.02}, {"gap": 0.04}])
     block = findings.readme_table()
     assert "+0.25" not in block and "not measured" in block
-    assert "+0.03 ± 0.13 nats" in block and "✗ not shown (2 seeds)" in block
+    assert "+0.03 ± 0.13 nats" in block and "✗ not shown (course, 2 seeds)" in block
 
 
 def test_a_claim_that_does_not_show_says_which_part_and_why(house):
@@ -176,8 +213,8 @@ def test_a_claim_that_does_not_show_says_which_part_and_why(house):
     findings.record(2, profile="course", seed=0, gap=5.0)
     rows = findings.table()
     page = scoreboard.not_shown(rows)
-    assert "- ✓ the gain: +0.30" in page and "- ✗ the loss: +1.00" in page
-    assert "- ✗ the gap: +5.00 nats, expected abs < 0.1" in page
+    assert "- the gain: ✓ +0.30" in page and "- the loss: ✗ +1.00" in page
+    assert "- the gap: ✗ +5.00 nats, expected abs < 0.1" in page
     assert "Two things were tried." in page
     assert "has not been written down yet" in page  # of the second claim
     assert "why?   Two things were tried." in scoreboard.text(rows)

@@ -1,5 +1,6 @@
 """Recorded seeds: which settings they rest on, and how they come about."""
 
+import itertools
 import json
 import os
 from pathlib import Path
@@ -103,9 +104,11 @@ def test_only_settings_that_are_read_divide_seeds(house):
 
 
 def test_the_committed_seeds_can_be_read():
-    for id in recorded.recordable():
-        if kept := recorded.results(id):
+    assert "course" in recorded.profiles()
+    for id, profile in itertools.product(recorded.recordable(), recorded.profiles()):
+        if kept := recorded.results(id, profile):
             assert kept["rows"] and kept["config"]["profile"] == kept["profile"]
+            assert kept["profile"] == profile
             parts = settings_read.parts(recorded.notebook_of(id))
             assert settings_read.differing(kept["config"], kept["config"], parts) == []
 
@@ -131,7 +134,7 @@ def test_record_goes_on_where_it_stopped(house, capsys, monkeypatch):
     code, out, _ = cria(capsys, "record", "--seeds", "0,1")
     assert code == 0 and "Seed 0 (1 of 2), course: recorded already." in out
     assert (house / "diary").read_text().split("\n")[:-1] == ["1 1", "1 2"]
-    kept = json.loads((house / "data/results/finding_02.json").read_text())
+    kept = json.loads((house / "data/results/course/finding_02.json").read_text())
     assert [(r["seed"], r["values"]["gain"]) for r in kept["rows"]] == [
         (0, 0.5),
         (1, 1.5),
@@ -152,7 +155,7 @@ def test_record_refuses_before_it_trains(house, capsys):
         assert code != 0 and sentence in err
     findings.record(1, profile="course", seed=0, gain=1.0)
     findings.keep([1], "course", 0)
-    path = house / "data/results/finding_01.json"
+    path = house / "data/results/course/finding_01.json"
     kept = json.loads(path.read_text())
     kept["config"]["tokenizer"]["documents"] = 1
     path.write_text(json.dumps(kept))

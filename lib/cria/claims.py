@@ -1,11 +1,13 @@
 """The paper's claims, what was seen of each, and the verdict that follows.
 
 The claims themselves are in data/findings.yaml. A verdict is always computed: from
-the recorded seeds where there are any, else from this run.
+the recorded seeds where there are any, one for each profile that was recorded, else
+from this run.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,11 +59,11 @@ class Run:
 
 @dataclass(frozen=True)
 class Seen:
-    """One measure: its value in this run and over the recorded seeds."""
+    """One measure: its value in this run, and over the recorded seeds of a profile."""
 
     measure: Measure
     value: float | None
-    recorded: Interval | None
+    recorded: Mapping[str, Interval]
 
     @property
     def holds(self) -> bool | None:
@@ -69,6 +71,11 @@ class Seen:
         return (
             None if self.value is None else self.measure.expectation.holds(self.value)
         )
+
+    def keeps(self, profile: str) -> bool:
+        """Do a profile's recorded seeds keep to the expectation, all the interval?"""
+        interval = self.recorded[profile]
+        return self.measure.expectation.holds_for(interval.low, interval.high)
 
 
 @dataclass(frozen=True)
@@ -78,34 +85,48 @@ class Row:
     claim: Claim
     seen: tuple[Seen, ...]
     run: Run | None
-    recorded_profile: str | None
 
     @property
-    def seeds(self) -> int:
-        """Recorded seeds behind the verdict: those of the least recorded measure."""
-        return min(s.recorded.n if s.recorded else 0 for s in self.seen)
+    def profiles(self) -> tuple[str, ...]:
+        """Those with recorded seeds of every measure."""
+        first, *others = (s.recorded for s in self.seen)
+        return tuple(p for p in first if all(p in other for other in others))
+
+    def seeds(self, profile: str) -> int:
+        """Recorded seeds behind a verdict: those of the least recorded measure."""
+        return min(s.recorded[profile].n for s in self.seen)
+
+    def shows(self, profile: str) -> bool:
+        """Do a profile's recorded seeds show it, by every measure?"""
+        return all(s.keeps(profile) for s in self.seen)
 
     @property
-    def verdict(self) -> str:
+    def verdicts(self) -> tuple[str, ...]:
         """Computed: shown, not shown or not measured, and on what grounds."""
-        if self.seeds:
-            holds = all(
-                s.measure.expectation.holds_for(s.recorded.low, s.recorded.high)
-                for s in self.seen
+        if self.profiles:
+            return tuple(
+                _verdict(self.shows(p), f"{p}, {seeds(self.seeds(p))}")
+                for p in self.profiles
             )
-            grounds = "1 seed" if self.seeds == 1 else f"{self.seeds} seeds"
-        elif self.run is None or any(s.value is None for s in self.seen):
-            return "not measured"
-        elif self.run.profile == SMOKE:
-            return "not measured (smoke: numbers mean nothing)"
-        else:
-            holds, grounds = all(s.holds for s in self.seen), "this run"
-        return f"{'shown' if holds else 'not shown'} ({grounds})"
+        if self.run is None or any(s.value is None for s in self.seen):
+            return ("not measured",)
+        if self.run.profile == SMOKE:
+            return ("not measured (smoke: numbers mean nothing)",)
+        return (_verdict(all(s.holds for s in self.seen), "this run"),)
 
     @property
     def missed(self) -> bool:
-        """Was it measured, and did not show?"""
-        return self.verdict.startswith("not shown")
+        """Was it measured, and did not show, in one profile at least?"""
+        return any(verdict.startswith("not shown") for verdict in self.verdicts)
+
+
+def seeds(n: int) -> str:
+    """1 seed, 5 seeds."""
+    return "1 seed" if n == 1 else f"{n} seeds"
+
+
+def _verdict(holds: bool, grounds: str) -> str:
+    return f"{'shown' if holds else 'not shown'} ({grounds})"
 
 
 def read(path: Path | None = None) -> dict[int, Claim]:

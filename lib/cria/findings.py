@@ -5,7 +5,7 @@
 
 `data/findings.yaml` holds the claims and how each is measured. `record` writes this
 run's values to build/findings.json. `keep` moves them, one row a seed, into
-data/results/, and the recorded seeds decide the verdict wherever there are any.
+data/results/ by profile, and recorded seeds decide the verdict wherever there are any.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from cria import (
@@ -27,7 +27,7 @@ from cria import (
 )
 from cria import config as configs
 from cria.claims import SMOKE, Row, Run, Seen
-from cria.intervals import t_interval
+from cria.intervals import Interval, t_interval
 from cria.provenance import machine, now, versions, write_json, write_text
 
 
@@ -91,9 +91,9 @@ def keep(ids: Iterable[int] | None, profile: str, seed: int) -> list[int]:
                 f"notebook {claim.notebook} with that profile and seed first."
             )
     for id in wanted:
-        entry, path = run[str(id)], recorded.path_of(id)
+        entry, path = run[str(id)], recorded.path_of(id, profile)
         settings = ledger["configs"][entry["config"]]
-        kept = recorded.same_settings(id, settings)
+        kept = recorded.same_settings(id, profile, settings)
         row = {
             "seed": seed,
             "values": entry["values"],
@@ -103,6 +103,7 @@ def keep(ids: Iterable[int] | None, profile: str, seed: int) -> list[int]:
         }
         others = [r for r in kept["rows"] if r["seed"] != seed] if kept else []
         rows = sorted([*others, row], key=lambda r: r["seed"])
+        path.parent.mkdir(parents=True, exist_ok=True)
         head = {"finding": id, "profile": profile, "config": settings}
         write_json(path, {**head, "rows": rows})
     return sorted(wanted)
@@ -120,15 +121,14 @@ def table(
     runs = _read_ledger(ledger_path())["runs"]
     rows = []
     for id in claims.read() if ids is None else ids:
-        claim, kept = recorded.claim(id), recorded.results(id)
+        claim = recorded.claim(id)
+        kept = {name: recorded.results(id, name) for name in recorded.profiles()}
         run, entry = _latest(runs, id, profile, seed)
-        seen = []
-        for measure in claim.measures:
-            values = [_value(row, measure.name) for row in kept["rows"]] if kept else []
-            values = [value for value in values if value is not None]
-            interval = t_interval(values) if values else None
-            seen.append(Seen(measure, _value(entry, measure.name), interval))
-        rows.append(Row(claim, tuple(seen), run, kept["profile"] if kept else None))
+        seen = tuple(
+            Seen(measure, _value(entry, measure.name), _intervals(kept, measure.name))
+            for measure in claim.measures
+        )
+        rows.append(Row(claim, seen, run))
     return rows
 
 
@@ -198,6 +198,18 @@ def _latest(
     if not found:
         return None, None
     return max(found, key=lambda item: item[:2])[2:]
+
+
+def _intervals(kept: Mapping[str, dict | None], name: str) -> dict[str, Interval]:
+    """A measure's interval over the seeds of every profile that has any."""
+    values = {
+        profile: [
+            value for row in found["rows"] if (value := _value(row, name)) is not None
+        ]
+        for profile, found in kept.items()
+        if found
+    }
+    return {profile: t_interval(seen) for profile, seen in values.items() if seen}
 
 
 def _value(entry: dict | None, name: str) -> float | None:

@@ -1,4 +1,4 @@
-"""The recorded seeds: a file a finding in data/results/, one row a seed.
+"""The recorded seeds: a file a finding in data/results/, by profile, one row a seed.
 
 Seeds are averaged only if they have the same settings, as far as these count.
 """
@@ -20,7 +20,8 @@ def kept_seeds(id: int, config: configs.Config) -> list[int]:
     """
     no_smoke(config.profile)
     claim(id)
-    kept = same_settings(id, fingerprint.plain(configs.to_dict(config)))
+    settings = fingerprint.plain(configs.to_dict(config))
+    kept = same_settings(id, config.profile, settings)
     return [row["seed"] for row in kept["rows"]] if kept else []
 
 
@@ -50,14 +51,21 @@ def claim(id: int) -> Claim:
     return known[id]
 
 
-def path_of(id: int) -> Path:
-    """Where a claim's recorded seeds are."""
-    return stages.ROOT / "data" / "results" / f"finding_{id:02d}.json"
+def profiles() -> list[str]:
+    """Those of which there are recorded seeds, the course first."""
+    folders = (stages.ROOT / "data" / "results").glob("*/")
+    names = sorted(folder.name for folder in folders)
+    return sorted(names, key=lambda name: name != "course")
 
 
-def results(id: int) -> dict | None:
+def path_of(id: int, profile: str) -> Path:
+    """Where a claim's recorded seeds of a profile are."""
+    return stages.ROOT / "data" / "results" / profile / f"finding_{id:02d}.json"
+
+
+def results(id: int, profile: str) -> dict | None:
     """What was recorded of a finding; None if nothing was."""
-    path = path_of(id)
+    path = path_of(id, profile)
     if not path.exists():
         return None
     try:
@@ -65,7 +73,7 @@ def results(id: int) -> dict | None:
         return {key: kept[key] for key in ("profile", "config", "rows")}
     except (ValueError, KeyError, TypeError):
         raise ValueError(
-            f"data/results/{path.name} is damaged: bring it back from git."
+            f"data/results/{profile}/{path.name} is damaged: bring it back from git."
         ) from None
 
 
@@ -77,16 +85,17 @@ def no_smoke(profile: str) -> None:
         )
 
 
-def same_settings(id: int, settings: dict) -> dict | None:
-    """The recorded seeds, which must have the same settings, as far as they count."""
-    kept = results(id)
+def same_settings(id: int, profile: str, settings: dict) -> dict | None:
+    """The recorded seeds of a profile, which must have the same settings, as far as
+    they count."""
+    kept = results(id, profile)
     if kept is None:
         return None
     notebook = notebooks.folder() / f"{claim(id).notebook}.ipynb"
     parts = settings_read.parts(notebook)
     if other := settings_read.differing(kept["config"], settings, parts):
         raise ValueError(
-            f"{path_of(id).name} holds seeds with other settings ("
+            f"{profile}/{path_of(id, profile).name} holds seeds with other settings ("
             f"{', '.join(other)}): delete it to begin anew."
         )
     return kept

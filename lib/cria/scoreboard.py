@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from cria.claims import seeds
 from cria.intervals import Interval
 
 if TYPE_CHECKING:
@@ -17,6 +18,14 @@ if TYPE_CHECKING:
 
 BEGIN = "<!-- findings: written by `cria findings --readme`, do not edit -->"
 END = "<!-- findings: end -->"
+
+
+# What this run alone says of a claim, and how the last lines put it.
+KINDS = {
+    "shown": "shown in this run",
+    "not shown": "not shown in this run",
+    "not measured": "not measured",
+}
 
 
 @dataclass(frozen=True)
@@ -35,7 +44,8 @@ class Scoreboard:
         """One line a measure, as a data frame."""
         import pandas
 
-        return pandas.DataFrame([line for row in self.rows for line in plain(row)])
+        lines = [line for row in self.rows for line in plain(row)]
+        return pandas.json_normalize(lines)  # recorded.course.mean, …
 
 
 def plain(row: Row) -> list[dict]:
@@ -53,11 +63,11 @@ def plain(row: Row) -> list[dict]:
             "profile": row.run.profile if row.run else None,
             "seed": row.run.seed if row.run else None,
             "changed_settings": row.run.changed if row.run else None,
-            "recorded_mean": s.recorded.mean if s.recorded else None,
-            "recorded_half_95": s.recorded.half if s.recorded else None,
-            "recorded_seeds": s.recorded.n if s.recorded else 0,
-            "recorded_profile": row.recorded_profile,
-            "verdict": row.verdict,
+            "recorded": {
+                profile: {"mean": i.mean, "half_95": i.half, "seeds": i.n}
+                for profile, i in s.recorded.items()
+            },
+            "verdicts": list(row.verdicts),
         }
         for s in row.seen
     ]
@@ -80,7 +90,7 @@ def text(rows: Sequence[Row], width: int = 88, measured_only: bool = False) -> s
             what = f"{s.measure.what} [{s.measure.unit}, expected {s.measure.expect}]"
             lines += _wrap("    ours:  ", what, width)
             lines += _wrap("           ", _saw(row, s), width)
-        lines.append(f"    {symbol(row.verdict)} {row.verdict}")
+        lines += [f"    {verdict}" for verdict in marked(row)]
         if row.missed and row.claim.tried:
             lines += _wrap("    why?   ", row.claim.tried, width)
         lines.append("")
@@ -88,13 +98,16 @@ def text(rows: Sequence[Row], width: int = 88, measured_only: bool = False) -> s
 
 
 def summary(rows: Sequence[Row]) -> str:
-    """How many claims are shown, not shown and not measured."""
-    verdicts = [row.verdict for row in rows]
-    counts = {
-        kind: sum(verdict.split(" (")[0] == kind for verdict in verdicts)
-        for kind in ("shown", "not shown", "not measured")
-    }
-    return ", ".join(f"{count} {kind}" for kind, count in counts.items()) + "."
+    """How many claims are shown, not shown and not measured: a line a profile."""
+    lines = []
+    for name in dict.fromkeys(name for row in rows for name in row.profiles):
+        shown = [row.shows(name) for row in rows if name in row.profiles]
+        lines.append(f"{name}: {shown.count(True)} shown, {shown.count(False)} not.")
+    left = [row.verdicts[0].split(" (")[0] for row in rows if not row.profiles]
+    for kind, what in KINDS.items():
+        if n := left.count(kind):
+            lines.append(f"{what}: {n}.")
+    return "\n".join(lines)
 
 
 def table_html(rows: Sequence[Row]) -> str:
@@ -105,12 +118,12 @@ def table_html(rows: Sequence[Row]) -> str:
     for row in rows:
         span = f"rowspan='{len(row.seen)}'"
         said = f"{html.escape(row.claim.says)}<br><i>{html.escape(row.claim.paper)}</i>"
-        verdict = html.escape(f"{symbol(row.verdict)} {row.verdict}")
+        verdict = "<br>".join(map(html.escape, marked(row)))
         for i, s in enumerate(row.seen):
             what = f"{s.measure.what} [{s.measure.unit}], expected {s.measure.expect}"
             cells = [f"<td {left}>{html.escape(what)}</td>"]
             cells += [f"<td>{html.escape(_run(row, s))}</td>"]
-            cells += [f"<td>{html.escape(_recorded(row, s))}</td>"]
+            cells += [f"<td>{'<br>'.join(map(html.escape, _recorded(s)))}</td>"]
             if i == 0:
                 first = f"<td {span}>{row.claim.id}</td><td {span} {left}>{said}</td>"
                 cells = [first, *cells, f"<td {span}>{verdict}</td>"]
@@ -123,12 +136,12 @@ def markdown(rows: Sequence[Row]) -> str:
     lines = [BEGIN, "| | the paper says | we measured | verdict |", "|--:|---|---|---|"]
     for row in rows:
         saw = "<br>".join(
-            f"{s.measure.what}: {interval(s.recorded)} {s.measure.unit}"
+            f"{s.measure.what}: {_by_profile(s)} {s.measure.unit}"
             for s in row.seen
             if s.recorded
         )
         cells = [f"{row.claim.id}", row.claim.says, saw or "–"]
-        cells += [f"{symbol(row.verdict)} {row.verdict}"]
+        cells += ["<br>".join(marked(row))]
         lines.append("| " + " | ".join(c.replace("|", "\\|") for c in cells) + " |")
     return "\n".join([*lines, END])
 
@@ -136,20 +149,24 @@ def markdown(rows: Sequence[Row]) -> str:
 def not_shown(rows: Sequence[Row]) -> str:
     """What was measured and did not show, and what we think why, as Markdown.
 
-    Each measure stands with what was seen of it; those that keep to what the claim
-    says are ticked, so that one sees which part of a claim it is that fails.
+    Each measure stands with what was seen of it; what keeps to the claim is ticked, so
+    that one sees which part of a claim it is that fails, and in which profile.
     """
     parts = []
     for row in rows:
         if not row.missed:
             continue
-        lines = [f"**{row.claim.id}. {row.claim.says}** {row.verdict.capitalize()}."]
-        lines.append("")
+        verdict = "; ".join(row.verdicts).capitalize()
+        lines = [f"**{row.claim.id}. {row.claim.says}** {verdict}.", ""]
         for s in row.seen:
-            kept = "✓" if _keeps(row, s) else "✗"
-            value = interval(s.recorded) if row.seeds else number(s.value)
-            what = f"{s.measure.what}: {value} {s.measure.unit}"
-            lines.append(f"- {kept} {what}, expected {s.measure.expect}")
+            value = f"{mark(s.holds)} {number(s.value)}" if not row.profiles else ""
+            value = value or ", ".join(
+                f"{mark(s.keeps(name))} {interval(s.recorded[name])}"
+                + (f" ({name})" if len(row.profiles) > 1 else "")
+                for name in row.profiles
+            )
+            unit, expected = s.measure.unit, s.measure.expect
+            lines.append(f"- {s.measure.what}: {value} {unit}, expected {expected}")
         why = row.claim.tried or "What we think why has not been written down yet."
         parts.append("\n".join([*lines, "", why]))
     return "\n\n".join(parts) or "Every finding that was measured shows."
@@ -168,20 +185,19 @@ def number(value: float) -> str:
     return "0" if value == 0 else text.replace("-", "−")
 
 
-def symbol(verdict: str) -> str:
-    """A mark that needs no colour."""
-    return {"s": "✓", "n": "✗"}[verdict[0]] if "measured" not in verdict else "·"
+def marked(row: Row) -> list[str]:
+    """The verdicts, each with a mark that needs no colour."""
+    marks = {"shown": "✓", "not shown": "✗"}
+    return [f"{marks.get(v.split(' (')[0], '·')} {v}" for v in row.verdicts]
 
 
-def _keeps(row: Row, s: Seen) -> bool:
-    """Does a measure keep to its claim, by what decides the claim's verdict?"""
-    if not row.seeds:
-        return bool(s.holds)
-    return s.measure.expectation.holds_for(s.recorded.low, s.recorded.high)
+def mark(holds: bool | None) -> str:
+    """✓ or ✗."""
+    return "✓" if holds else "✗"
 
 
 def _saw(row: Row, s: Seen) -> str:
-    return f"this run {_run(row, s)}; recorded {_recorded(row, s)}"
+    return f"this run {_run(row, s)}; recorded {', '.join(_recorded(s))}"
 
 
 def _run(row: Row, s: Seen) -> str:
@@ -191,14 +207,22 @@ def _run(row: Row, s: Seen) -> str:
     where = f"({row.run.profile}, seed {row.run.seed}{changed})"
     if row.run.profile == "smoke":
         return f"{number(s.value)} {where}"
-    return f"{number(s.value)} {'✓' if s.holds else '✗'} {where}"
+    return f"{number(s.value)} {mark(s.holds)} {where}"
 
 
-def _recorded(row: Row, s: Seen) -> str:
-    if s.recorded is None:
-        return "–"
-    n = "1 seed" if s.recorded.n == 1 else f"{s.recorded.n} seeds"
-    return f"{interval(s.recorded)} ({row.recorded_profile}, {n})"
+def _recorded(s: Seen) -> list[str]:
+    return [
+        f"{interval(i)} ({name}, {seeds(i.n)})" for name, i in s.recorded.items()
+    ] or ["–"]
+
+
+def _by_profile(s: Seen) -> str:
+    """The recorded values, with the names of their profiles where there are several."""
+    several = len(s.recorded) > 1
+    return ", ".join(
+        f"{name} {interval(i)}" if several else interval(i)
+        for name, i in s.recorded.items()
+    )
 
 
 def _wrap(first: str, rest: str, width: int) -> list[str]:
