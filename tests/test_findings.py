@@ -134,9 +134,7 @@ def test_keep_refuses_other_settings_and_missing_values():
     record_seeds(2, [{"gap": 0.0}])
     longer = config.load("course", **{"pretrain.steps": 100_000})
     findings.record(2, profile=longer, seed=1, gap=0.0)
-    with pytest.raises(
-        ValueError, match="course/finding_02.json holds seeds wit"
-    ):
+    with pytest.raises(ValueError, match="course/finding_02.json holds seeds wit"):
         findings.keep([2], "course", 1)
     findings.record(1, profile="course", seed=0, gain=1)
     with pytest.raises(ValueError, match="finding 1 has no loss .* notebook 03_x"):
