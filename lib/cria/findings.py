@@ -103,7 +103,6 @@ def keep(ids: Iterable[int] | None, profile: str, seed: int) -> list[int]:
         }
         others = [r for r in kept["rows"] if r["seed"] != seed] if kept else []
         rows = sorted([*others, row], key=lambda r: r["seed"])
-        path.parent.mkdir(parents=True, exist_ok=True)
         head = {"finding": id, "profile": profile, "config": settings}
         write_json(path, {**head, "rows": rows})
     return sorted(wanted)
