@@ -25,6 +25,7 @@ from cria.ghost_lessons import (
     dialogues,
     drills,
     obedient,
+    strange,
     wishes_for,
     words,
 )
@@ -82,6 +83,31 @@ def test_single_turns_obey_and_are_right_in_every_skill(village, lists):
         verdict = judge(village, d.prompt, d.text)
         assert verdict.content == 1 or d.prompt.kind == "harm"
         assert verdict.safety == 1
+
+
+def test_strange_wishes_name_what_no_list_holds(village, lists):
+    asked = mixture(village, "train", 300, KINDS, 2)
+    wishes = wishes_for(lists, SMOKE.ghost, asked, 2)
+    others = strange(village, lists, wishes, asked, 2)
+    said = {word for p in asked for _, text in p.turns for word in text.split()}
+    listed = {
+        w for part in (lists, held_out_lists(village)) for n in part for w in part[n]
+    }
+    assert {"Anna", "tea"} & said <= listed
+    named = set()
+    for wish, other in zip(wishes, others, strict=True):
+        assert (other.language, other.short) == (wish.language, wish.short)
+        assert other.kind == wish.kind
+        named |= {other.figure, other.hobby} - {None}
+    assert len(named) > 100 and named <= said - listed
+
+    def written(share):
+        c = replace(SMOKE.ghost, strange_share=share)
+        return [d.prompt for d in obedient(village, lists, c, KINDS, 200, seed=1)]
+
+    for share, low, high in ((0.0, 0, 0), (0.5, 0.3, 0.7), (1.0, 1, 1)):
+        values = [v for p in written(share) for v in (p.figure, p.hobby) if v]
+        assert low <= sum(v not in listed for v in values) / len(values) <= high
 
 
 def test_no_lesson_wishes_for_a_value_that_is_held_out(village, lists, vocabulary):

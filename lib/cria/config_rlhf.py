@@ -199,7 +199,8 @@ class GhostConfig:
     combine_share: float  # instructions that wish two things at once
     list_samples: int  # answers a question, from which figures and hobbies are listed
     # Ours, learnt before: without it there is nothing to sample from.
-    single_turns: int  # demonstrations that obey in one turn
+    single_turns: int  # demonstrations that obey in one turn, …
+    strange_share: float  # … so many of them for a word that no list holds
     told_dialogues: int  # dialogues with the instruction in every turn
     plain_dialogues: int  # dialogues without an instruction
     drills: int  # lines of words to be said again: how copying is learnt
@@ -232,7 +233,7 @@ class GhostConfig:
         not_negative(self, "single_turns", "told_dialogues", "plain_dialogues")
         not_negative(self, "drills", "rm_pairs", "list_samples")
         not_negative(self, "keep", "keep_after", "own_answers", "texts")
-        fraction(self, "short_share", "combine_share")
+        fraction(self, "short_share", "combine_share", "strange_share")
         shares(self, "own_kinds")
         shares(self, "text_mix")
         need(self.max_turns > 3, "max_turns", "{key} must be at least 4")

@@ -3,8 +3,9 @@
 A large chat model follows an instruction that stands in the question itself. A model
 of a million weights has to be taught: first to repeat any word (`drills`: else it
 learns by heart what to say to which name, and can act as nobody else), then to obey
-in one turn, in every skill, to obey in long dialogues that remind it at every turn, and
-to talk for twenty turns without an instruction. `cria.ghost_memory` sees to it that the
+in one turn, in every skill, half of the time for a word that is nobody's name
+(`strange`), to obey in long dialogues that remind it at every turn, and to talk for
+twenty turns without an instruction. `cria.ghost_memory` sees to it that the
 model forgets little of what it can do meanwhile.
 """
 
@@ -27,7 +28,8 @@ from cria.world.annotators import Demonstration, demonstrate, restyle
 from cria.world.instructions import Instruction, dialogue, instruct
 from cria.world.prompts import Prompt, mixture
 
-__all__ = ["dialogues", "drills", "obedient", "short_lessons", "wishes_for", "words"]
+__all__ = ["dialogues", "drills", "obedient", "short_lessons", "strange", "wishes_for"]
+__all__ += ["words"]
 
 
 def drills(
@@ -52,15 +54,42 @@ def obedient(
     village: World, lists: Lists, c: GhostConfig, kinds: dict, n: int, seed: int
 ) -> list[Demonstration]:
     """``n`` single questions of every skill, each with an instruction, and an
-    expert's answer that obeys."""
+    expert's answer that obeys. `c.strange_share` of the instructions are `strange`."""
     rng = Random(f"obedient {seed}")
     asked = mixture(village, c.wordings, n, dict(kinds), seed)
+    wishes = wishes_for(lists, c, asked, seed)
+    others = strange(village, lists, wishes, asked, seed)
     written = []
-    for prompt, wish in zip(asked, wishes_for(lists, c, asked, seed), strict=True):
+    for prompt, wish, other in zip(asked, wishes, others, strict=True):
+        wish = other if rng.random() < c.strange_share else wish
         told = restyle(village, instruct(village, wish, prompt), "expert", rng)
         text = demonstrate(village, told, "expert", rng)
         written.append(Demonstration(told, "expert", text))
     return written
+
+
+def strange(
+    village: World,
+    lists: Lists,
+    wishes: Sequence[Instruction],
+    asked: Sequence[Prompt],
+    seed: int,
+) -> list[Instruction]:
+    """The wishes with any words of ``asked`` for their figures and hobbies.
+
+    The fifty names of a list can be learnt by heart, one by one; what to do with
+    "Act as tomorrow." cannot. No word is of ``lists``, and none is held out.
+    """
+    known = [*lists.values(), *held_out_lists(village).values()]
+    out = {word for values in known for word in values}
+    said = {word for p in asked for _, text in p.turns for word in text.split()}
+    pool = sorted(word for word in said - out if word.isalpha())
+    rng = Random(f"strange {seed}")
+
+    def other(value: str | None) -> str | None:
+        return value and rng.choice(pool)
+
+    return [replace(w, figure=other(w.figure), hobby=other(w.hobby)) for w in wishes]
 
 
 def dialogues(

@@ -27,8 +27,9 @@ GHOST_WISHES = _knobs("ghost", "max_turns short_share combine_share")
 GHOST_MEMORY = _knobs("ghost", "wordings own_answers own_kinds texts text_mix dtype")
 GHOST_TAUGHT = (
     *GHOST_WISHES,
-    *_knobs("ghost", "wordings list_samples single_turns told_dialogues"),
-    *_knobs("ghost", "plain_dialogues drills drill_rows drill_optim"),
+    *_knobs("ghost", "wordings list_samples single_turns strange_share"),
+    *_knobs("ghost", "told_dialogues plain_dialogues"),
+    *_knobs("ghost", "drills drill_rows drill_optim"),
     *_knobs("ghost", "rm_pairs teach_seq_len teach_optim"),
     *_knobs("ghost", "keep kept batch_size seq_len optim dtype"),
 )
