@@ -173,11 +173,16 @@ def test_the_memory_is_what_the_teacher_says_and_whole_texts(
 
 def test_every_other_question_is_shaken_and_keeps_its_form(village):
     asked = mixture(village, "train", 200, dict(SMOKE.ghost.own_kinds), 0)
-    made = shaken(asked, seed=1)
-    known = {w for p in asked for _, text in p.turns for w in text.split()}
+    said = {w for p in asked for _, text in p.turns for w in text.split()}
+    others = {"zwieback", "quilt"} | {f"word{i}" for i in range(300)}
+    assert not others & said
+    made = shaken(asked, others, seed=1)
     assert made[::2] == asked[::2]
     assert sum(a != b for a, b in zip(made[1::2], asked[1::2], strict=True)) > 60
     for before, after in zip(asked, made, strict=True):
         for (who, old), (same, new) in zip(before.turns, after.turns, strict=True):
             assert who == same and len(old.split()) == len(new.split())
-            assert set(new.split()) <= known
+            assert set(new.split()) <= said | others
+    new = {w for p in made for _, text in p.turns for w in text.split()}
+    assert new & others, "words that nobody asked with come in, too"
+    assert shaken(asked, (), seed=1) != asked

@@ -13,14 +13,14 @@ spread over nonsense costs little, however absurd it is, and at temperature 1 it
 said. In return, ours lets one of several likely answers go cheaply.
 
 Since the teacher answers for itself, it can be asked anything: in half of the questions
-some words are exchanged, so that the model is held to it beyond the questions that
-training knows.
+some words are exchanged for others of the questions and the texts, so that the model is
+held to it beyond what training asks.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -45,7 +45,7 @@ __all__ = ["beside_each_other", "build", "keeping", "memory", "read_memory"]
 __all__ += ["rows_beside", "shaken", "train_keeping"]
 
 MAX_NEW_TOKENS = 48
-EXCHANGED = 0.15  # of the words of a question that is shaken
+EXCHANGED = 0.25  # of the words of a question that is shaken
 
 
 def memory(
@@ -62,7 +62,11 @@ def memory(
     of `c.wordings` and `c.own_kinds`. Their tokens count, and every token of a text.
     """
     asked = mixture(village, c.wordings, c.own_answers, dict(c.own_kinds), seed)
-    asked = shaken(asked, seed=seed)
+    texts: list[list[int]] = []
+    if c.texts:
+        texts = corpora.stream(village, dict(c.text_mix), c.texts, vocabulary, seed)
+    words = {word for ids in texts for word in vocabulary.decode(ids).split()}
+    asked = shaken(asked, {word for word in words if word.isalpha()}, seed=seed)
     prompts = [chat.prompt_ids(vocabulary, p.messages) for p in asked]
     said = []
     if prompts:
@@ -78,10 +82,7 @@ def memory(
         ([*prompt, *ids], [False] * len(prompt) + [True] * len(ids))
         for prompt, ids in zip(prompts, said, strict=True)
     ]
-    if c.texts:
-        texts = corpora.stream(village, dict(c.text_mix), c.texts, vocabulary, seed)
-        made += [(ids, None) for ids in texts]
-    return made
+    return made + [(ids, None) for ids in texts]
 
 
 def build(config, seed: int, upstream: Mapping, out: Path, start: str) -> dict:
@@ -104,19 +105,21 @@ def read_memory(folder: Path) -> list[Document]:
     return [(ids, mask) for ids, mask in rows]
 
 
-def shaken(asked: Sequence[Prompt], *, seed: int) -> list[Prompt]:
-    """The prompts; in every other one, some words are exchanged for those of others.
+def shaken(
+    asked: Sequence[Prompt], words: Collection[str], *, seed: int
+) -> list[Prompt]:
+    """The prompts; in every other one, some words are exchanged for those of others, or
+    for any of ``words``.
 
     What such a question means does not matter: nobody but the teacher answers it.
     """
-    words = sorted(
-        {word for p in asked for _, text in p.turns for word in text.split()}
-    )
+    said = {word for p in asked for _, text in p.turns for word in text.split()}
+    pool = sorted(said | set(words))
     rng = Random(f"shaken {seed}")
 
     def exchanged(text: str) -> str:
         return " ".join(
-            rng.choice(words) if rng.random() < EXCHANGED else word
+            rng.choice(pool) if rng.random() < EXCHANGED else word
             for word in text.split()
         )
 
