@@ -14,7 +14,7 @@ export GOMP_SPINCOUNT ?= 1000# how long a waiting thread spins: lib/cria/machine
 
 help:
 	@echo "make course   run every notebook in order, then print the scoreboard"
-	@echo "              (PROFILE=smoke for a quick look, PROFILE=deep for a larger one)"
+	@echo "              (PROFILE=smoke for a quick look, PROFILE=deep for a larger model)"
 	@echo "make lab      open the notebooks in JupyterLab, on this computer only"
 	@echo "make test     check style and run the tests"
 	@echo "make lint     check style only"

@@ -252,3 +252,11 @@ def test_every_section_says_what_it_is():
         section = getattr(load("course"), field.name)
         if dataclasses.is_dataclass(section):
             assert "(section" in type(section).__doc__
+
+
+@pytest.mark.parametrize("name", ["../course", "a/b", "", ".hidden", "two words"])
+def test_a_profiles_name_is_the_name_of_a_folder(name, tmp_path):
+    own = tmp_path / "own.yaml"
+    own.write_text(f"extends: course\nprofile: {name!r}\n")
+    with pytest.raises(ValueError, match="profile is .* letters, digits"):
+        load(own)

@@ -134,7 +134,7 @@ def test_keep_refuses_other_settings_and_missing_values():
     record_seeds(2, [{"gap": 0.0}])
     longer = config.load("course", **{"pretrain.steps": 100_000})
     findings.record(2, profile=longer, seed=1, gap=0.0)
-    with pytest.raises(ValueError, match="course/finding_02.json holds seeds wit"):
+    with pytest.raises(ValueError, match="course/finding_02.json holds other settings"):
         findings.keep([2], "course", 1)
     findings.record(1, profile="course", seed=0, gain=1)
     with pytest.raises(ValueError, match="finding 1 has no loss .* notebook 03_x"):
@@ -185,6 +185,21 @@ def test_every_profile_has_its_own_seeds_and_its_own_verdict(house):
     frame = board.frame().set_index("finding").loc[2]
     assert frame["recorded.deep.seeds"] == 3
     assert frame["recorded.course.mean"] == pytest.approx(0.55)
+
+
+def test_a_profile_of_ones_own_is_in_the_ledger_and_not_in_the_readme(house):
+    record_seeds(2, [{"gap": 0.01}, {"gap": 0.02}])
+    own = house / "Mine.yaml"
+    own.write_text("extends: course\n")
+    findings.record(2, profile=config.load(own), seed=0, gap=0.5)
+    findings.keep([2], "Mine", 0)
+    (house / "data/results/.stray").mkdir()
+    assert verdict(2) == "shown (course, 2 seeds); not shown (Mine, 1 seed)"
+    assert "Shown (course, 2 seeds); not shown (Mine" in scoreboard.not_shown(
+        findings.table()
+    )
+    assert "(course, 2 seeds)" in findings.readme_table()
+    assert "Mine" not in findings.readme_table()
 
 
 def test_a_profile_that_lacks_a_measure_gives_no_verdict():

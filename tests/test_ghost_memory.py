@@ -186,3 +186,20 @@ def test_every_other_question_is_shaken_and_keeps_its_form(village):
     new = {w for p in made for _, text in p.turns for w in text.split()}
     assert new & others, "words that nobody asked with come in, too"
     assert shaken(asked, (), seed=1) != asked
+
+
+def test_the_questions_are_shaken_with_the_words_of_the_texts(
+    teacher, vocabulary, village, monkeypatch
+):
+    seen = []
+
+    def spied(asked, words, *, seed):
+        seen.extend(words)
+        return asked
+
+    monkeypatch.setattr(ghost_memory, "shaken", spied)
+    c = replace(SMOKE.ghost, own_answers=2, texts=2000)
+    made = memory(teacher, vocabulary, village, c, seed=3)
+    texts = [vocabulary.decode(ids) for ids, mask in made if mask is None]
+    said = {word for text in texts for word in text.split()}
+    assert set(seen) == {word for word in said if word.isalpha()} and len(seen) > 100

@@ -96,6 +96,11 @@ def test_only_settings_that_are_read_divide_seeds(house):
     assert recorded.kept_seeds(1, course) == [0, 1, 2]
     with pytest.raises(ValueError, match="smoke"):
         recorded.kept_seeds(1, config.load("smoke"))
+    other = config.load("deep", **{"evaluate.prompts": 7})
+    findings.record(1, profile=other, seed=0, gain=1.0)
+    with pytest.raises(ValueError, match="deep means other settings .*evaluate"):
+        findings.keep([1], "deep", 0)  # it would be deep's first seed
+    assert recorded.profiles() == ["course"]
 
     # nobody knows what a notebook reads that was never executed: all must agree
     write(house, "01_toy", asks_for=None)
@@ -109,8 +114,9 @@ def test_the_committed_seeds_can_be_read():
         if kept := recorded.results(id, profile):
             assert kept["rows"] and kept["config"]["profile"] == kept["profile"]
             assert kept["profile"] == profile
-            parts = settings_read.parts(recorded.notebook_of(id))
-            assert settings_read.differing(kept["config"], kept["config"], parts) == []
+            now = config.load(profile)
+            rows = [row["seed"] for row in kept["rows"]]
+            assert recorded.kept_seeds(id, now) == rows, "of the settings of today"
 
 
 def cria(capsys, *words):
@@ -161,5 +167,5 @@ def test_record_refuses_before_it_trains(house, capsys):
     path.write_text(json.dumps(kept))
     write(house, "01_toy", RECORD.format(id=1), asks_for=["tokenizer"])
     code, _, err = cria(capsys, "record")
-    assert code == 1 and "delete it to begin anew" in err
+    assert code == 1 and "delete that one to begin anew" in err
     assert not (house / "diary").exists()

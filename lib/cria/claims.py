@@ -105,7 +105,7 @@ class Row:
         """Computed: shown, not shown or not measured, and on what grounds."""
         if self.profiles:
             return tuple(
-                _verdict(self.shows(p), f"{p}, {seeds(self.seeds(p))}")
+                _verdict(self.shows(p), f"{p}, {in_seeds(self.seeds(p))}")
                 for p in self.profiles
             )
         if self.run is None or any(s.value is None for s in self.seen):
@@ -120,7 +120,7 @@ class Row:
         return any(verdict.startswith("not shown") for verdict in self.verdicts)
 
 
-def seeds(n: int) -> str:
+def in_seeds(n: int) -> str:
     """1 seed, 5 seeds."""
     return "1 seed" if n == 1 else f"{n} seeds"
 

@@ -13,6 +13,7 @@ the first chat model), `config_rlhf.py` (all that follows) and
 from __future__ import annotations
 
 import difflib
+import re
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,12 @@ class Config:
     safety: SafetyConfig = field(default_factory=SafetyConfig)
 
     def __post_init__(self) -> None:
+        need(
+            re.fullmatch(r"\w[\w.-]*", self.profile) is not None,
+            "profile",
+            f"{{key}} is {self.profile!r}; it names a folder of recorded seeds, so use "
+            "letters, digits, '-', '_' and '.' alone",
+        )
         need(
             self.model.vocab_size == self.tokenizer.vocab_size,
             "model.vocab_size",

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
 from cria import (
@@ -112,16 +112,20 @@ def table(
     ids: Iterable[int] | None = None,
     profile: str | None = None,
     seed: int | None = None,
+    *,
+    only: Collection[str] | None = None,
 ) -> list[Row]:
     """The scoreboard's rows. "This run" is the latest one of `profile` and `seed`.
 
     Without a profile, a smoke run is taken only where there is no other.
+    only: the profiles whose recorded seeds count; None means all.
     """
     runs = _read_ledger(ledger_path())["runs"]
+    names = [name for name in recorded.profiles() if only is None or name in only]
     rows = []
     for id in claims.read() if ids is None else ids:
         claim = recorded.claim(id)
-        kept = {name: recorded.results(id, name) for name in recorded.profiles()}
+        kept = {name: recorded.results(id, name) for name in names}
         run, entry = _latest(runs, id, profile, seed)
         seen = tuple(
             Seen(measure, _value(entry, measure.name), _intervals(kept, measure.name))
@@ -142,10 +146,9 @@ def show(
 
 
 def readme_table() -> str:
-    """The README's table, in Markdown, from the recorded seeds only."""
-    return scoreboard.markdown(
-        table(profile="", seed=None)
-    )  # no run has an empty profile
+    """The README's table, in Markdown, from the recorded seeds of our profiles only."""
+    rows = table(profile="", only=configs.presets())  # no run has an empty profile
+    return scoreboard.markdown(rows)
 
 
 def write_readme() -> bool:

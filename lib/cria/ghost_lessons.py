@@ -3,8 +3,8 @@
 A large chat model follows an instruction that stands in the question itself. A model
 of a million weights has to be taught: first to repeat any word (`drills`: else it
 learns by heart what to say to which name, and can act as nobody else), then to obey
-in one turn, in every skill, half of the time for a word that is nobody's name
-(`strange`), to obey in long dialogues that remind it at every turn, and to talk for
+in one turn, in every skill, half of the time for a word that no list holds (`strange`),
+to obey in long dialogues that remind it at every turn, and to talk for
 twenty turns without an instruction. `cria.ghost_memory` sees to it that the
 model forgets little of what it can do meanwhile.
 """
@@ -75,10 +75,11 @@ def strange(
     asked: Sequence[Prompt],
     seed: int,
 ) -> list[Instruction]:
-    """The wishes with any words of ``asked`` for their figures and hobbies.
+    """The wishes with words of ``asked`` for their figures and hobbies.
 
-    The fifty names of a list can be learnt by heart, one by one; what to do with
-    "Act as tomorrow." cannot. No word is of ``lists``, and none is held out.
+    The fifty names of a list can be learnt by heart, one by one. Each word more, as in
+    "Act as yellow.", makes that harder, and copying is as easy as before. No word is
+    of ``lists``, and none is held out.
     """
     known = [*lists.values(), *held_out_lists(village).values()]
     out = {word for values in known for word in values}

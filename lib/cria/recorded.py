@@ -52,10 +52,11 @@ def claim(id: int) -> Claim:
 
 
 def profiles() -> list[str]:
-    """Those of which there are recorded seeds, the course first."""
-    folders = (stages.ROOT / "data" / "results").glob("*/")
-    names = sorted(folder.name for folder in folders)
-    return sorted(names, key=lambda name: name != "course")
+    """Those of which there are recorded seeds: ours first, the course before all."""
+    files = (stages.ROOT / "data" / "results").glob("*/finding_*.json")
+    ours = configs.presets()
+    names = sorted({path.parent.name for path in files})
+    return sorted(names, key=lambda n: ours.index(n) if n in ours else len(ours))
 
 
 def path_of(id: int, profile: str) -> Path:
@@ -87,15 +88,20 @@ def no_smoke(profile: str) -> None:
 
 def same_settings(id: int, profile: str, settings: dict) -> dict | None:
     """The recorded seeds of a profile, which must have the same settings, as far as
-    they count."""
+    they count. The first seed of a preset must have the preset's."""
     kept = results(id, profile)
-    if kept is None:
+    if kept:
+        model, whose = kept["config"], f"{profile}/{path_of(id, profile).name} holds"
+    elif profile in configs.presets():
+        model = fingerprint.plain(configs.to_dict(configs.load(profile)))
+        whose = f"the profile {profile} means"
+    else:
         return None
     notebook = notebooks.folder() / f"{claim(id).notebook}.ipynb"
-    parts = settings_read.parts(notebook)
-    if other := settings_read.differing(kept["config"], settings, parts):
+    other = settings_read.differing(model, settings, settings_read.parts(notebook))
+    if other:
         raise ValueError(
-            f"{profile}/{path_of(id, profile).name} holds seeds with other settings ("
-            f"{', '.join(other)}): delete it to begin anew."
+            f"{whose} other settings ({', '.join(other)}): name yours in a YAML file"
+            f"{', or delete that one to begin anew' if kept else ''}."
         )
     return kept

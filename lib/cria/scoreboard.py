@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cria.claims import seeds
+from cria.claims import in_seeds
 from cria.intervals import Interval
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ END = "<!-- findings: end -->"
 
 
 # What this run alone says of a claim, and how the last lines put it.
-KINDS = {
+THIS_RUN = {
     "shown": "shown in this run",
     "not shown": "not shown in this run",
     "not measured": "not measured",
@@ -74,7 +74,7 @@ def plain(row: Row) -> list[dict]:
 
 
 def text(rows: Sequence[Row], width: int = 88, measured_only: bool = False) -> str:
-    """The scoreboard for a terminal, and a last line that counts the verdicts.
+    """The scoreboard for a terminal, and last lines that count the verdicts.
 
     measured_only: leave out the claims of which nothing at all was seen.
     """
@@ -104,7 +104,7 @@ def summary(rows: Sequence[Row]) -> str:
         shown = [row.shows(name) for row in rows if name in row.profiles]
         lines.append(f"{name}: {shown.count(True)} shown, {shown.count(False)} not.")
     left = [row.verdicts[0].split(" (")[0] for row in rows if not row.profiles]
-    for kind, what in KINDS.items():
+    for kind, what in THIS_RUN.items():
         if n := left.count(kind):
             lines.append(f"{what}: {n}.")
     return "\n".join(lines)
@@ -156,7 +156,8 @@ def not_shown(rows: Sequence[Row]) -> str:
     for row in rows:
         if not row.missed:
             continue
-        verdict = "; ".join(row.verdicts).capitalize()
+        verdict = "; ".join(row.verdicts)  # capitalize() would change a profile's name
+        verdict = verdict[0].upper() + verdict[1:]
         lines = [f"**{row.claim.id}. {row.claim.says}** {verdict}.", ""]
         for s in row.seen:
             value = f"{mark(s.holds)} {number(s.value)}" if not row.profiles else ""
@@ -212,7 +213,7 @@ def _run(row: Row, s: Seen) -> str:
 
 def _recorded(s: Seen) -> list[str]:
     return [
-        f"{interval(i)} ({name}, {seeds(i.n)})" for name, i in s.recorded.items()
+        f"{interval(i)} ({name}, {in_seeds(i.n)})" for name, i in s.recorded.items()
     ] or ["–"]
 
 
