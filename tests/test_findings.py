@@ -180,7 +180,9 @@ def test_every_profile_has_its_own_seeds_and_its_own_verdict(house):
     for said in ("+0.55 ± 0.64 (course, 2 seeds)", "+0.015 ± 0.012 (deep, 3 seeds)"):
         assert said in repr(board).replace("\n", " ") and said in board._repr_html_()
     assert "course: 0 shown, 1 not.\ndeep: 1 shown, 0 not." in repr(board)
-    assert "✗ +0.55 ± 0.64 (course), ✓ +0.015" in scoreboard.not_shown(board.rows)
+    page = scoreboard.not_shown(board.rows)
+    assert "✗ +0.55 ± 0.64 (course), ✓ +0.015" in page
+    assert "In course (2 seeds) it does not show" in page and "In deep (" not in page
     assert "course +0.55 ± 0.64, deep +0.015 ± 0.012 nats" in findings.readme_table()
     frame = board.frame().set_index("finding").loc[2]
     assert frame["recorded.deep.seeds"] == 3

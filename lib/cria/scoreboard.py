@@ -91,8 +91,8 @@ def text(rows: Sequence[Row], width: int = 88, measured_only: bool = False) -> s
             lines += _wrap("    ours:  ", what, width)
             lines += _wrap("           ", _saw(row, s), width)
         lines += [f"    {verdict}" for verdict in marked(row)]
-        if row.missed and row.claim.tried:
-            lines += _wrap("    why?   ", row.claim.tried, width)
+        if row.missed and (reason := why(row)):
+            lines += _wrap("    why?   ", reason, width)
         lines.append("")
     return "\n".join([*lines, summary(rows)])
 
@@ -168,9 +168,23 @@ def not_shown(rows: Sequence[Row]) -> str:
             )
             unit, expected = s.measure.unit, s.measure.expect
             lines.append(f"- {s.measure.what}: {value} {unit}, expected {expected}")
-        why = row.claim.tried or "What we think why has not been written down yet."
-        parts.append("\n".join([*lines, "", why]))
+        reason = why(row) or "What we think why has not been written down yet."
+        parts.append("\n".join([*lines, "", reason]))
     return "\n\n".join(parts) or "Every finding that was measured shows."
+
+
+def why(row: Row) -> str:
+    """Why a claim did not show: what was tried, and on how few seeds one profile does
+    not show what another does. Empty if nobody has said why."""
+    said = [row.claim.tried] if row.claim.tried else []
+    if any(map(row.shows, row.profiles)):
+        for name in row.profiles:
+            if not row.shows(name):
+                few = f"In {name} ({in_seeds(row.seeds(name))}) it does not show"
+                said.append(
+                    f"{few}: few seeds make wide intervals, or it is not there."
+                )
+    return " ".join(said)
 
 
 def interval(recorded: Interval) -> str:
