@@ -181,8 +181,9 @@ def test_every_profile_has_its_own_seeds_and_its_own_verdict(house):
         assert said in repr(board).replace("\n", " ") and said in board._repr_html_()
     assert "course: 0 shown, 1 not.\ndeep: 1 shown, 0 not." in repr(board)
     page = scoreboard.not_shown(board.rows)
-    assert "✗ +0.55 ± 0.64 (course), ✓ +0.015" in page
-    assert "In course (2 seeds) it does not show" in page and "In deep (" not in page
+    assert "**Shown in deep, not in course (2 seeds):** 2. The scoreboard" in page
+    assert "the gap" not in page, "listed, and no more"
+    assert "why?   Shown in deep, not in course (2 seeds)" in repr(board)
     assert "course +0.55 ± 0.64, deep +0.015 ± 0.012 nats" in findings.readme_table()
     frame = board.frame().set_index("finding").loc[2]
     assert frame["recorded.deep.seeds"] == 3
@@ -197,11 +198,18 @@ def test_a_profile_of_ones_own_is_in_the_ledger_and_not_in_the_readme(house):
     findings.keep([2], "Mine", 0)
     (house / "data/results/.stray").mkdir()
     assert verdict(2) == "shown (course, 2 seeds); not shown (Mine, 1 seed)"
-    assert "Shown (course, 2 seeds); not shown (Mine" in scoreboard.not_shown(
-        findings.table()
-    )
+    page = scoreboard.not_shown(findings.table())
+    assert "Shown in course, not in Mine (1 seed):** 2." in page
     assert "(course, 2 seeds)" in findings.readme_table()
     assert "Mine" not in findings.readme_table()
+
+
+def test_what_shows_nowhere_has_a_tick_or_none_for_every_profile():
+    for profile, gaps in (("course", (0.5, 0.6)), ("deep", (0.01, 0.6))):
+        record_seeds(2, [{"gap": gap} for gap in gaps], profile=profile)
+    page = scoreboard.not_shown(findings.table())
+    assert "Not shown (course, 2 seeds); not shown (deep, 2 seeds)." in page
+    assert "- the gap: ✗ +0.55 ± 0.64 (course), ✗ +0.30 ± 3.75 (deep) nats" in page
 
 
 def test_a_profile_that_lacks_a_measure_gives_no_verdict():

@@ -108,7 +108,7 @@ def test_only_settings_that_are_read_divide_seeds(house):
         recorded.kept_seeds(1, config.load("course", **{"ghost.dialogues": 9}))
 
 
-def test_the_committed_seeds_can_be_read():
+def test_the_committed_seeds_can_be_read_and_are_of_todays_settings():
     assert "course" in recorded.profiles()
     for id, profile in itertools.product(recorded.recordable(), recorded.profiles()):
         if kept := recorded.results(id, profile):

@@ -150,11 +150,15 @@ def not_shown(rows: Sequence[Row]) -> str:
     """What was measured and did not show, and what we think why, as Markdown.
 
     Each measure stands with what was seen of it; what keeps to the claim is ticked, so
-    that one sees which part of a claim it is that fails, and in which profile.
+    that one sees which part of a claim it is that fails, and in which profile. Claims
+    that one profile shows and another does not are only listed, at the end.
     """
-    parts = []
+    parts, listed = [], {}
     for row in rows:
         if not row.missed:
+            continue
+        if where := divided(row):
+            listed.setdefault(where, []).append(str(row.claim.id))
             continue
         verdict = "; ".join(row.verdicts)  # capitalize() would change a profile's name
         verdict = verdict[0].upper() + verdict[1:]
@@ -170,21 +174,29 @@ def not_shown(rows: Sequence[Row]) -> str:
             lines.append(f"- {s.measure.what}: {value} {unit}, expected {expected}")
         reason = why(row) or "What we think why has not been written down yet."
         parts.append("\n".join([*lines, "", reason]))
+    parts += [
+        f"**{where}:** {', '.join(ids)}. The scoreboard says which measure misses."
+        for where, ids in listed.items()
+    ]
     return "\n\n".join(parts) or "Every finding that was measured shows."
 
 
 def why(row: Row) -> str:
-    """Why a claim did not show: what was tried, and on how few seeds one profile does
-    not show what another does. Empty if nobody has said why."""
-    said = [row.claim.tried] if row.claim.tried else []
-    if any(map(row.shows, row.profiles)):
-        for name in row.profiles:
-            if not row.shows(name):
-                few = f"In {name} ({in_seeds(row.seeds(name))}) it does not show"
-                said.append(
-                    f"{few}: few seeds make wide intervals, or it is not there."
-                )
-    return " ".join(said)
+    """What was tried, and which profile shows it after all; empty if nobody has said."""
+    where = divided(row)
+    return " ".join(filter(None, [row.claim.tried, where and f"{where}."]))
+
+
+def divided(row: Row) -> str:
+    """ "Shown in course, not in deep (3 seeds)"; empty where the profiles agree."""
+    shown = [name for name in row.profiles if row.shows(name)]
+    others = [
+        f"{name} ({in_seeds(row.seeds(name))})"
+        for name in row.profiles
+        if name not in shown
+    ]
+    both = shown and others
+    return f"Shown in {', '.join(shown)}, not in {', '.join(others)}" if both else ""
 
 
 def interval(recorded: Interval) -> str:
