@@ -182,7 +182,7 @@ def not_shown(rows: Sequence[Row]) -> str:
 
 
 def why(row: Row) -> str:
-    """What was tried, and which profile shows it after all; empty if nobody has said."""
+    """What was tried, and which profile shows it after all; empty if not written."""
     where = divided(row)
     return " ".join(filter(None, [row.claim.tried, where and f"{where}."]))
 
