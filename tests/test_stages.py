@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from cria import fingerprint, stage_cache, stages
-from cria.stage_table import SETTINGS
+from cria.stage_kind import SETTINGS
 from cria.stages import Stage
 
 

@@ -16,7 +16,8 @@ from pathlib import Path
 from cria import crew, stage_times, stages
 from cria.ahead_worker import work
 from cria.crew import Worker
-from cria.stage_table import STAGES, Stage
+from cria.stage_kind import Stage
+from cria.stage_table import STAGES
 
 
 class StageError(RuntimeError):

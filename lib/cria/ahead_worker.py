@@ -12,7 +12,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from cria import crew, stages
-from cria.stage_table import Stage
+from cria.stage_kind import Stage
 
 
 def work(

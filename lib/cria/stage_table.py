@@ -5,9 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-
+from cria.stage_kind import Stage
 from cria.stage_knobs import (
     DISTILLED,
     GHOST_MEMORY,
@@ -21,45 +19,11 @@ from cria.stage_knobs import (
     SAFETY_LOOK,
 )
 
-__all__ = ["NOT_WORLD", "SETTINGS", "STAGES", "WORLD", "Stage"]
-
-
-@dataclass(frozen=True)
-class Stage:
-    """How one stage is made.
-
-    build: the function, as "module:function" (imported only when it is run).
-    needs: the stages it starts from.  sections: the parts of the config it reads,
-    whole ("reward") or a single knob ("ppo.safety_gate").
-    data: the files of data/ it reads, as patterns.  options: further arguments.
-    speaks: it holds a model one can talk to.
-    """
-
-    build: str | Callable[..., dict]
-    needs: tuple[str, ...] = ()
-    sections: tuple[str, ...] = ()
-    data: tuple[str, ...] = ()
-    options: Mapping[str, object] = field(default_factory=dict)
-    speaks: bool = False
-
-    @property
-    def function(self) -> str:
-        """The function as "module:function"."""
-        if isinstance(self.build, str):
-            return self.build
-        return f"{self.build.__module__}:{self.build.__qualname__}"
-
+__all__ = ["STAGES", "WORLD"]
 
 WORLD = ("*.csv", "*.yaml")
-# Of these the values count, section by section, and not the code that reads and
-# checks them: a new knob for one stage leaves the others as they are.
-SETTINGS = tuple(
-    f"cria.{name}"
-    for name in ("config", "config_comparisons", "config_reading", "config_rlhf")
-)
 NEWEST = "v4"  # the chat model that Ghost Attention goes on with …
 ITS_RM = "v4"  # … and the round whose reward model it takes
-NOT_WORLD = ("findings.yaml",)  # the ledger's claims: no stage reads them
 
 STAGES: dict[str, Stage] = {
     "tokenizer": Stage(

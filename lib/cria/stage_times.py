@@ -17,7 +17,8 @@ from cria import stage_cache, stages
 from cria.fingerprint import plain
 from cria.provenance import write_json
 from cria.stage_build import part_of
-from cria.stage_table import STAGES, Stage
+from cria.stage_kind import Stage
+from cria.stage_table import STAGES
 
 KNOWN_FOR = "course"
 TRUST = 60.0  # seconds of work that the table's own pace weighs

@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING
 
 from cria import asked, fingerprint, names, stage_build, stage_cache
 from cria import config as configs
-from cria.stage_table import NOT_WORLD, SETTINGS, STAGES, Stage
+from cria.stage_kind import NOT_WORLD, SETTINGS, Stage
+from cria.stage_table import STAGES
 
 if TYPE_CHECKING:  # torch takes seconds to import: only those who need it wait
     from cria.model import Llama
